@@ -1,0 +1,99 @@
+"""The runner's side of a child process: start it, ask it, and say in words why it failed."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from types import TracebackType
+
+from aiounify.bench.channel import Channel, Closed, Command, Reply
+
+__all__ = ["Child", "Failed"]
+
+# Conditions that must be the same for every loop.  Hash seeds move dictionary layouts; the asyncio
+# switches turn on debugging.
+_SET = {"PYTHONHASHSEED": "0"}
+_DROP = ("PYTHONASYNCIODEBUG", "PYTHONDEVMODE", "PYTHONTRACEMALLOC", "PYTHONFAULTHANDLER")
+_GRACE = 2.0
+
+
+class Failed(Exception):
+    """A child could not do what it was asked; the text goes into the table."""
+
+
+class Child:
+    """A worker or a load generator, from its start to its end."""
+
+    def __init__(self, module: str, *arguments: str) -> None:
+        ours, theirs = socket.socketpair()
+        environment = {k: v for k, v in os.environ.items() if k not in _DROP} | _SET
+        self._stderr = tempfile.TemporaryFile()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", module, "--fd", str(theirs.fileno()), *arguments],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=self._stderr,
+                stderr=self._stderr,
+                env=environment,
+                start_new_session=True,
+            )
+        self._channel = Channel(ours)
+
+    def __enter__(self) -> "Child":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def wait_ready(self, timeout: float) -> Reply:
+        """The reply that a child sends by itself once it can be used."""
+        try:
+            reply = self._channel.reply(timeout)
+        except TimeoutError:
+            raise Failed(f"no answer within {timeout:g} s") from None
+        except Closed:
+            raise Failed(self._death()) from None
+        if "failed" in reply:
+            raise Failed(reply["failed"])
+        return reply
+
+    def ask(self, command: Command, timeout: float) -> Reply:
+        try:
+            self._channel.send(command)
+        except Closed:
+            raise Failed(self._death()) from None
+        return self.wait_ready(timeout)
+
+    def close(self) -> None:
+        """End the process: closing the channel tells it to, a signal if it does not."""
+        self._channel.close()
+        try:
+            self._process.wait(_GRACE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._stderr.close()
+
+    def output(self) -> str:
+        """What the child printed, for a closer look at a failure."""
+        self._stderr.seek(0)
+        return self._stderr.read().decode(errors="replace")
+
+    def _death(self) -> str:
+        try:
+            status = self._process.wait(_GRACE)
+        except subprocess.TimeoutExpired:
+            return "closed its channel"
+        lines = self.output().strip().splitlines()
+        last = f" ({lines[-1].strip()})" if lines else ""
+        if status < 0:
+            return f"died of {signal.Signals(-status).name}{last}"
+        return f"exited with status {status}{last}"

@@ -1,0 +1,58 @@
+"""The columns: every event loop that can be compared, by name.
+
+A loop is a module, the name of its factory and keyword arguments.  Nothing is imported before
+`Loop.new()`, which only worker processes call: a peer that crashes on import must not end the run.
+"""
+
+import asyncio
+import importlib
+import importlib.metadata
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+__all__ = ["BASE", "DEFAULT", "LOOPS", "PEERS", "Loop", "version"]
+
+
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """One column of the table."""
+
+    name: str
+    module: str
+    factory: str = "new_event_loop"
+    options: Mapping[str, str] = field(default_factory=dict)
+
+    def new(self) -> asyncio.AbstractEventLoop:
+        """Import the module and make a loop; raises whatever goes wrong."""
+        factory = getattr(importlib.import_module(self.module), self.factory)
+        loop: asyncio.AbstractEventLoop = factory(**self.options)
+        return loop
+
+
+_ALL = (
+    Loop("asyncio", "asyncio", "SelectorEventLoop"),
+    Loop("uvloop", "uvloop"),
+    Loop("aiounify-uring", "aiounify", options={"backend": "uring"}),
+    Loop("aiounify-epoll", "aiounify", options={"backend": "epoll"}),
+    Loop("rloop", "rloop"),
+    Loop("blazio", "blazio"),
+    Loop("zloop", "zloop"),
+    Loop("zuvloop", "zuvloop"),
+    Loop("talyn", "talyn", "Loop"),
+    Loop("veloxloop", "veloxloop"),
+    Loop("uringcore", "uringcore", "UringEventLoop"),
+)
+
+LOOPS: dict[str, Loop] = {loop.name: loop for loop in _ALL}
+DEFAULT: tuple[str, ...] = ("asyncio", "uvloop", "aiounify-uring", "aiounify-epoll")
+PEERS: tuple[str, ...] = tuple(name for name in LOOPS if name not in DEFAULT)
+#: What the ratios are relative to.
+BASE = "uvloop"
+
+
+def version(loop: Loop) -> str:
+    """The installed version of the loop's distribution, or "" where it has none."""
+    try:
+        return importlib.metadata.version(loop.module)
+    except importlib.metadata.PackageNotFoundError:
+        return ""

@@ -1,0 +1,197 @@
+"""Results as text for people and as JSON for programs."""
+
+import json
+from collections.abc import Mapping, Sequence
+
+from aiounify.bench import stats
+from aiounify.bench.channel import Measurement
+from aiounify.bench.machine import Machine
+from aiounify.bench.rows import LoopRow
+from aiounify.bench.runner import Options, RowResult
+
+__all__ = ["as_json", "heading", "row_table"]
+
+_NOTHING = "n/a"
+
+
+def _number(value: float | None) -> str:
+    """Three significant digits, with k and M for the large."""
+    if value is None:
+        return _NOTHING
+    for unit, factor in (("M", 1e6), ("k", 1e3)):
+        if abs(value) >= factor * 0.9995:
+            return f"{_three(value / factor)}{unit}"
+    return _three(value)
+
+
+def _three(value: float) -> str:
+    if abs(value) >= 99.95:
+        return f"{value:.0f}"
+    return f"{value:.1f}" if abs(value) >= 9.995 else f"{value:.2f}"
+
+
+def _micro(value: float | None) -> str:
+    return _NOTHING if value is None else _three(value * 1e6)
+
+
+def _ratio(value: stats.Ratio | None) -> str:
+    return _NOTHING if value is None else f"{value.median:.2f}"
+
+
+def _spread(value: stats.Ratio | None) -> str:
+    return _NOTHING if value is None else f"{value.low:.2f}-{value.high:.2f}"
+
+
+def _lines(head: Sequence[str], body: Sequence[Sequence[str]], tails: Mapping[int, str]) -> str:
+    """Columns: the first to the left, the others to the right; `tails` replaces a line's cells."""
+    rows = [head, *(cells for i, cells in enumerate(body) if i not in tails)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    widths[0] = max(widths[0], *(len(cells[0]) for cells in body))
+    lines = []
+    for i, cells in enumerate([head, *body], -1):
+        if i in tails:
+            lines.append(f"  {cells[0]:<{widths[0]}}  {tails[i]}")
+            continue
+        right = (f"{cell:>{width}}" for cell, width in zip(cells[1:], widths[1:], strict=True))
+        lines.append("  ".join([f"  {cells[0]:<{widths[0]}}", *right]))
+    return "\n".join(lines)
+
+
+def heading(machine: Machine, options: Options, left_out: Mapping[str, str]) -> str:
+    """What was measured where, which loops are missing, which columns have no values."""
+    lines = [
+        f"{machine.python}, {machine.kernel}, {machine.cpu}, {machine.cpus} CPUs",
+        "loops: " + ", ".join(f"{k} {v}".rstrip() for k, v in machine.loops.items()),
+        f"{options.rounds} rounds of {options.window:g} s; "
+        f"loops on CPU {options.server_cpu}, load generator on CPU {options.client_cpu}",
+    ]
+    if options.server_cpu == options.client_cpu:
+        lines.append("only one CPU: the load generator takes time from the servers it asks")
+    lines += [f"left out: {name}: {why}" for name, why in left_out.items()]
+    for why in dict.fromkeys(machine.counters.values()):
+        columns = " and ".join(
+            _COLUMN[name] for name, other in machine.counters.items() if other == why
+        )
+        lines.append(f"{columns} n/a: {why}")
+    return "\n".join(lines)
+
+
+_COLUMN = {"instructions_user": "instr:u", "instructions": "instr"}
+
+
+def row_table(result: RowResult, loops: Sequence[str], base: str) -> str:
+    """The table of one row."""
+    row = result.row
+    if isinstance(row, LoopRow) and row.lateness:
+        head, cells = _lateness_cells(result)
+    else:
+        head, cells = _rate_cells(result, base)
+    body: list[list[str]] = []
+    tails: dict[int, str] = {}
+    for i, name in enumerate(loops):
+        if name in result.failed:
+            tails[i] = f"failed: {result.failed[name]}"
+            body.append([name])
+        else:
+            body.append([name, *cells[name]])
+    title = f"{row.name}: {row.summary}"
+    return title + "\n" + _lines(["", *head], body, tails)
+
+
+def _lateness_cells(result: RowResult) -> tuple[list[str], dict[str, list[str]]]:
+    cells = {}
+    for name, windows in result.windows.items():
+        p50, p99, early, samples = stats.lateness(windows)
+        cpu = stats.median(windows, "cpu")
+        cells[name] = [_micro(p50), _micro(p99), str(early), str(samples), _micro(cpu)]
+    return ["p50 us late", "p99 us late", "early", "of", "cpu us"], cells
+
+
+def _rate_cells(result: RowResult, base: str) -> tuple[list[str], dict[str, list[str]]]:
+    unit = result.row.unit
+    latencies = any("p50" in window for ws in result.windows.values() for window in ws)
+    head = [f"{unit}/s", f"x {base}", "low-high", "cpu us", "x", "user", "sys"]
+    head += ["instr:u", "x", "instr", "x"]
+    if latencies:
+        head += ["p50 us", "p99 us"]
+    cells: dict[str, list[str]] = {}
+    for name, windows in result.windows.items():
+        reference = result.windows.get(base)
+
+        def against(
+            metric: str,
+            windows: list[Measurement] = windows,
+            reference: list[Measurement] | None = reference,
+        ) -> stats.Ratio | None:
+            return stats.ratio(windows, reference, metric) if reference else None
+
+        rate = against("rate")
+        line = [_number(stats.median(windows, "rate")), _ratio(rate), _spread(rate)]
+        line += [_micro(stats.median(windows, "cpu")), _ratio(against("cpu"))]
+        line += [_micro(stats.median(windows, part)) for part in ("user", "system")]
+        for metric in ("instructions_user", "instructions"):
+            line += [_number(stats.median(windows, metric)), _ratio(against(metric))]
+        if latencies:
+            line += [_micro(stats.median(windows, part)) for part in ("p50", "p99")]
+        cells[name] = line
+    return head, cells
+
+
+def as_json(
+    machine: Machine,
+    options: Options,
+    left_out: Mapping[str, str],
+    results: Sequence[RowResult],
+    base: str,
+) -> str:
+    """Everything: conditions, medians, ratios, and every window they come from."""
+    document = {
+        "format": 1,
+        "machine": machine.as_dict(),
+        "options": {
+            "rounds": options.rounds,
+            "window": options.window,
+            "server_cpu": options.server_cpu,
+            "client_cpu": options.client_cpu,
+            "base": base,
+        },
+        "left_out": dict(left_out),
+        "rows": [_json_row(result, base) for result in results],
+    }
+    return json.dumps(document, indent=1)
+
+
+def _json_row(result: RowResult, base: str) -> dict[str, object]:
+    row = result.row
+    loops: dict[str, object] = {name: {"failed": why} for name, why in result.failed.items()}
+    lateness = isinstance(row, LoopRow) and row.lateness
+    for name, windows in result.windows.items():
+        found: dict[str, object] = {
+            "median": {metric: stats.median(windows, metric) for metric in stats.METRICS},
+        }
+        if lateness:
+            p50, p99, early, samples = stats.lateness(windows)
+            found["lateness"] = {"p50": p50, "p99": p99, "early": early, "samples": samples}
+        elif base in result.windows:
+            found["ratio"] = {
+                metric: _json_ratio(stats.ratio(windows, result.windows[base], metric))
+                for metric in stats.METRICS
+            }
+        found["windows"] = [
+            {key: value for key, value in window.items() if key != "lateness_ns"}
+            for window in windows
+        ]
+        loops[name] = found
+    return {
+        "name": row.name,
+        "summary": row.summary,
+        "unit": row.unit,
+        "groups": list(row.groups),
+        "loops": loops,
+    }
+
+
+def _json_ratio(ratio: stats.Ratio | None) -> dict[str, float] | None:
+    if ratio is None:
+        return None
+    return {"median": ratio.median, "low": ratio.low, "high": ratio.high}

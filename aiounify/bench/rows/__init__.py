@@ -1,0 +1,60 @@
+"""What is measured: one `Row` for each line of the comparison, one file for each group of rows.
+
+A row says only what one operation is.  It never measures time, chooses how often it is repeated or
+knows which loop runs it; `worker` and `runner` do.  To add one: write a function below `rows/`,
+put it into that file's `ROWS`, describe it in docs/benchmarks.md.
+"""
+
+from aiounify.bench.rows import base, callbacks, echo, imports, process, tasks, threads, timers
+from aiounify.bench.rows.base import LoopRow, Row, ServerRow
+
+__all__ = ["GROUPS", "ROWS", "LoopRow", "Row", "ServerRow", "UnknownRow", "select"]
+
+_ALL: tuple[Row, ...] = (
+    *callbacks.ROWS,
+    *tasks.ROWS,
+    *timers.ROWS,
+    *threads.ROWS,
+    *process.ROWS,
+    *timers.LATENESS_ROWS,
+    *imports.ROWS,
+    *echo.ROWS,
+)
+
+ROWS: dict[str, Row] = {row.name: row for row in _ALL}
+
+
+def _groups() -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {}
+    for row in _ALL:
+        for group in row.groups:
+            groups.setdefault(group, []).append(row.name)
+    return groups
+
+
+#: Group name to the names of its rows, in the order of the table.
+GROUPS: dict[str, list[str]] = _groups()
+
+
+class UnknownRow(ValueError):
+    """A name that is neither a row nor a group."""
+
+    def __init__(self, name: str) -> None:
+        close = base.close_matches(name, [*ROWS, *GROUPS])
+        hint = f"; did you mean {' or '.join(close)}?" if close else ""
+        super().__init__(f"no row or group is called {name!r}{hint} ('list' shows all)")
+
+
+def select(names: list[str]) -> list[Row]:
+    """The rows that these names (rows or groups; none means all) stand for, in table order."""
+    if not names:
+        return list(_ALL)
+    chosen: set[str] = set()
+    for name in names:
+        if name in ROWS:
+            chosen.add(name)
+        elif name in GROUPS:
+            chosen.update(GROUPS[name])
+        else:
+            raise UnknownRow(name)
+    return [row for row in _ALL if row.name in chosen]

@@ -1,0 +1,67 @@
+"""The two shapes a row can have, and what they share.
+
+`LoopRow`: the loop itself is the work.  `prepare(loop)` sets the scene once and returns `run(n)`,
+which does n operations and returns when they are done.
+`ServerRow`: the loop serves, a load generator in another process asks.
+"""
+
+import asyncio
+import difflib
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import dataclass
+
+from aiounify.bench.channel import Measurement
+
+__all__ = ["Address", "LoopRow", "Row", "Run", "ServerRow", "close_matches", "noop"]
+
+#: What a server listens on: (host, port), or (path,) for a unix socket.
+Address = tuple[str | int, ...]
+
+#: Does n operations; may return values that replace what the worker measured around it.
+Run = Callable[[int], Measurement | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the comparison."""
+
+    name: str
+    #: One sentence for `bench list` and the table's heading.
+    summary: str
+    groups: tuple[str, ...]
+    #: What one operation is, for the heading.
+    unit: str
+
+
+@dataclass(frozen=True, slots=True)
+class LoopRow(Row):
+    """A row in which the worker drives its own loop."""
+
+    prepare: Callable[[asyncio.AbstractEventLoop], Run]
+    #: n is always a multiple of this.
+    batch: int = 1
+    #: True for rows whose result is how late a timer is, not how many operations were done.
+    lateness: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ServerRow(Row):
+    """A row in which a load generator sends requests to the worker's loop."""
+
+    serve: Callable[[], Coroutine[object, object, Address]]
+    connections: int
+    size: int
+    #: Which of the load generator's conversations to hold; see `_loadgen`.
+    kind: str = "stream"
+
+
+def noop() -> None:
+    """The callback with nothing in it."""
+
+
+def close_matches(name: str, known: Iterable[str]) -> list[str]:
+    """Up to three names that the user may have meant: containing it first, then similar ones."""
+    known = list(known)
+    inside = [other for other in known if len(name) > 2 and name in other]
+    similar = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return list(dict.fromkeys([*inside, *similar]))[:3]

@@ -1,0 +1,173 @@
+"""Interleaving: the workers of all loops of a row live at once and take turns.
+
+    round 1:  asyncio  uvloop  aiounify-uring  aiounify-epoll
+    round 2:  aiounify-epoll  aiounify-uring  uvloop  asyncio
+    ...
+
+Only one worker runs at a time; the others block.  Reversing the order each round cancels a speed
+that drifts in one direction.  A loop that fails leaves the row, not the run.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from aiounify.bench.channel import Command, Measurement, Reply
+from aiounify.bench.child import Child, Failed
+from aiounify.bench.counters import Sample
+from aiounify.bench.rows import Row, ServerRow
+
+__all__ = ["Options", "RowResult", "order", "probe", "run_row"]
+
+_START = 30.0
+_PATIENCE = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a run is made; the same for all of its rows."""
+
+    rounds: int
+    #: Seconds.
+    window: float
+    server_cpu: int
+    client_cpu: int
+
+
+@dataclass(slots=True)
+class RowResult:
+    """What a row gave: the windows of each loop in round order, or why there are none."""
+
+    row: Row
+    windows: dict[str, list[Measurement]] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def order(names: Sequence[str], turn: int) -> list[str]:
+    """Who runs when in this round: forwards, backwards, and each time another one first."""
+    shift = turn // 2 % max(len(names), 1)
+    turned = [*names[shift:], *names[:shift]]
+    return turned[::-1] if turn % 2 else turned
+
+
+def probe(name: str, options: Options) -> Reply:
+    """See whether a loop can be had, in a process of its own; raises Failed with the reason."""
+    with _worker(name, None, options) as child:
+        return child.wait_ready(_START)
+
+
+def _worker(loop: str, row: Row | None, options: Options) -> Child:
+    arguments = ["--cpu", str(options.server_cpu), "--loop", loop]
+    if row is not None:
+        arguments += ["--row", row.name]
+    return Child("aiounify.bench.worker", *arguments)
+
+
+class _LoopDriver:
+    """One loop in a `LoopRow`."""
+
+    def __init__(self, child: Child, options: Options) -> None:
+        self._child = child
+        self._options = options
+
+    def warm(self) -> None:
+        window = self._options.window
+        self._child.ask(Command(cmd="warm", seconds=window), _PATIENCE + 20 * window)
+
+    def window(self) -> Measurement:
+        reply = self._child.ask(Command(cmd="window"), _PATIENCE + 20 * self._options.window)
+        return reply["measurement"]
+
+
+class _ServerDriver:
+    """One loop in a `ServerRow`, with its connections in the load generator."""
+
+    def __init__(
+        self, name: str, child: Child, client: Child, reply: Reply, row: ServerRow, options: Options
+    ) -> None:
+        self._name = name
+        self._child = child
+        self._client = client
+        self._options = options
+        client.ask(
+            Command(
+                cmd="open",
+                key=name,
+                address=reply["address"],
+                connections=row.connections,
+                size=row.size,
+                kind=row.kind,
+            ),
+            _PATIENCE,
+        )
+
+    def warm(self) -> None:
+        self._load(self._options.window)
+
+    def window(self) -> Measurement:
+        self._child.ask(Command(cmd="collect"), _PATIENCE)
+        before = self._sample()
+        load = self._load(self._options.window)
+        measured = self._sample().since(before, load["ops"])
+        # The load generator's clock, which leaves out the time to ask for samples.
+        measured.update(load)
+        return measured
+
+    def _load(self, seconds: float) -> Measurement:
+        command = Command(cmd="run", key=self._name, seconds=seconds)
+        return self._client.ask(command, _PATIENCE + seconds)["measurement"]
+
+    def _sample(self) -> Sample:
+        return Sample(**self._child.ask(Command(cmd="sample"), _PATIENCE)["sample"])
+
+
+def run_row(
+    row: Row,
+    loops: Sequence[str],
+    options: Options,
+    progress: Callable[[str], None] = lambda text: None,
+) -> RowResult:
+    """Measure one row over all loops."""
+    result = RowResult(row)
+    with contextlib.ExitStack() as stack:
+        drivers: dict[str, _LoopDriver | _ServerDriver] = {}
+
+        @contextlib.contextmanager
+        def failing(name: str) -> Iterator[None]:
+            try:
+                yield
+            except Failed as exc:
+                result.failed[name] = str(exc)
+                result.windows.pop(name, None)
+                drivers.pop(name, None)
+
+        client: Child | None = None
+        if isinstance(row, ServerRow):
+            client = stack.enter_context(
+                Child("aiounify.bench.client", "--cpu", str(options.client_cpu))
+            )
+            try:
+                client.wait_ready(_START)
+            except Failed as exc:
+                result.failed.update(dict.fromkeys(loops, f"load generator: {exc}"))
+                return result
+        for name in loops:
+            progress(f"{row.name}: {name} starts")
+            with failing(name):
+                child = stack.enter_context(_worker(name, row, options))
+                reply = child.wait_ready(_START)
+                if isinstance(row, ServerRow) and client is not None:
+                    drivers[name] = _ServerDriver(name, child, client, reply, row, options)
+                else:
+                    drivers[name] = _LoopDriver(child, options)
+        for name in list(drivers):
+            progress(f"{row.name}: {name} warms up")
+            with failing(name):
+                drivers[name].warm()
+        result.windows = {name: [] for name in loops if name in drivers}
+        for turn in range(options.rounds):
+            for name in order(list(drivers), turn):
+                progress(f"{row.name}: round {turn + 1} of {options.rounds}, {name}")
+                with failing(name):
+                    result.windows[name].append(drivers[name].window())
+    return result
