@@ -25,6 +25,8 @@ class Measurement(TypedDict, total=False):
     instructions: int | None
     p50: float
     p99: float
+    #: Datagrams that were lost.
+    resent: int
     lateness_ns: list[int]
 
 

@@ -1,0 +1,14 @@
+from collections.abc import Sequence
+
+from aiounify.bench.channel import Measurement
+
+class Load:
+    def __init__(
+        self,
+        address: Sequence[str | int],
+        connections: int,
+        size: int,
+        kind: str = "stream",
+    ) -> None: ...
+    def run(self, seconds: float) -> Measurement: ...
+    def close(self) -> None: ...

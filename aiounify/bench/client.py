@@ -1,0 +1,68 @@
+"""The asking process: holds the connections to all servers of a row, and loads one at a time.
+
+`python -m aiounify.bench.client --fd N --cpu N` answers commands until the socket pair closes:
+"open" connects to a server under a key, "run" loads the server of a key for a window, "close"
+gives a key up.  All work within a window is done in the compiled `_loadgen`, without the GIL.
+"""
+
+import argparse
+import gc
+import os
+import socket
+import sys
+import traceback
+
+from aiounify.bench.channel import Channel, Closed, Command, Reply
+from aiounify.bench.limits import raise_open_files
+
+__all__ = ["main"]
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="aiounify.bench.client")
+    parser.add_argument("--fd", type=int, required=True)
+    parser.add_argument("--cpu", type=int, required=True)
+    options = parser.parse_args(argv)
+
+    os.sched_setaffinity(0, {options.cpu})
+    os.set_inheritable(options.fd, False)
+    channel = Channel(socket.socket(fileno=options.fd))
+    raise_open_files()
+    try:
+        from aiounify.bench._loadgen import Load
+    except ImportError as exc:
+        channel.send(Reply(failed=f"the compiled module is missing ({exc})"))
+        return 1
+    loads: dict[str, Load] = {}
+
+    def answer(command: Command) -> Reply:
+        key = command["key"]
+        if command["cmd"] == "open":
+            loads[key] = Load(
+                command["address"], command["connections"], command["size"], command["kind"]
+            )
+            return Reply(ready=True)
+        if command["cmd"] == "run":
+            return Reply(measurement=loads[key].run(command["seconds"]))
+        if command["cmd"] == "close":
+            loads.pop(key).close()
+            return Reply(ready=True)
+        return Reply(failed=f"unknown command {command['cmd']!r}")
+
+    channel.send(Reply(ready=True))
+    gc.disable()
+    try:
+        while True:
+            command = channel.command()
+            try:
+                reply = answer(command)
+            except (OSError, ValueError) as exc:
+                traceback.print_exc()
+                reply = Reply(failed=str(exc))
+            channel.send(reply)
+    except Closed:
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
