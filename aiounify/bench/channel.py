@@ -10,7 +10,7 @@ import socket
 from collections.abc import Mapping
 from typing import TypedDict
 
-__all__ = ["Channel", "Closed", "Command", "Measurement", "Reply", "SampleValues"]
+__all__ = ["Channel", "ClosedError", "Command", "Measurement", "Reply", "SampleValues"]
 
 
 class Measurement(TypedDict, total=False):
@@ -25,6 +25,8 @@ class Measurement(TypedDict, total=False):
     instructions: int | None
     p50: float
     p99: float
+    #: CPU time of the load generator.
+    client_cpu: float
     #: Datagrams that were lost.
     resent: int
     lateness_ns: list[int]
@@ -67,7 +69,7 @@ class Reply(TypedDict, total=False):
     sample: SampleValues
 
 
-class Closed(Exception):
+class ClosedError(Exception):
     """The other side is gone."""
 
 
@@ -82,7 +84,7 @@ class Channel:
         try:
             self._sock.sendall(json.dumps(message).encode() + b"\n")
         except (BrokenPipeError, ConnectionResetError) as exc:
-            raise Closed from exc
+            raise ClosedError from exc
 
     def command(self) -> Command:
         """The next command, however long it takes (the child's side)."""
@@ -103,9 +105,9 @@ class Channel:
             try:
                 data = self._sock.recv(1 << 16)
             except ConnectionResetError as exc:
-                raise Closed from exc
+                raise ClosedError from exc
             if not data:
-                raise Closed
+                raise ClosedError
             self._pending += data
         line, _, self._pending = self._pending.partition(b"\n")
         return line

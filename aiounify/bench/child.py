@@ -5,12 +5,11 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 from types import TracebackType
 
-from aiounify.bench.channel import Channel, Closed, Command, Reply
+from aiounify.bench.channel import Channel, ClosedError, Command, Reply
 
-__all__ = ["Child", "Failed"]
+__all__ = ["Child", "ChildError"]
 
 # Conditions that must be the same for every loop.  Hash seeds move dictionary layouts; the asyncio
 # switches turn on debugging.
@@ -19,7 +18,7 @@ _DROP = ("PYTHONASYNCIODEBUG", "PYTHONDEVMODE", "PYTHONTRACEMALLOC", "PYTHONFAUL
 _GRACE = 2.0
 
 
-class Failed(Exception):
+class ChildError(Exception):
     """A child could not do what it was asked; the text goes into the table."""
 
 
@@ -29,14 +28,14 @@ class Child:
     def __init__(self, module: str, *arguments: str) -> None:
         ours, theirs = socket.socketpair()
         environment = {k: v for k, v in os.environ.items() if k not in _DROP} | _SET
-        self._stderr = tempfile.TemporaryFile()
+        self._output = os.memfd_create("bench-output")
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", module, "--fd", str(theirs.fileno()), *arguments],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                stdout=self._stderr,
-                stderr=self._stderr,
+                stdout=self._output,
+                stderr=self._output,
                 env=environment,
                 start_new_session=True,
             )
@@ -58,18 +57,18 @@ class Child:
         try:
             reply = self._channel.reply(timeout)
         except TimeoutError:
-            raise Failed(f"no answer within {timeout:g} s") from None
-        except Closed:
-            raise Failed(self._death()) from None
+            raise ChildError(f"no answer within {timeout:g} s") from None
+        except ClosedError:
+            raise ChildError(self._death()) from None
         if "failed" in reply:
-            raise Failed(reply["failed"])
+            raise ChildError(reply["failed"])
         return reply
 
     def ask(self, command: Command, timeout: float) -> Reply:
         try:
             self._channel.send(command)
-        except Closed:
-            raise Failed(self._death()) from None
+        except ClosedError:
+            raise ChildError(self._death()) from None
         return self.wait_ready(timeout)
 
     def close(self) -> None:
@@ -80,12 +79,13 @@ class Child:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        self._stderr.close()
+        os.close(self._output)
 
     def output(self) -> str:
         """What the child printed, for a closer look at a failure."""
-        self._stderr.seek(0)
-        return self._stderr.read().decode(errors="replace")
+        # Not read(): the child writes at the offset that both share.
+        size = os.fstat(self._output).st_size
+        return os.pread(self._output, size, 0).decode(errors="replace")
 
     def _death(self) -> str:
         try:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from aiounify.bench import machine, registry, report, rows
-from aiounify.bench.child import Failed
+from aiounify.bench.child import ChildError
 from aiounify.bench.runner import Options, RowResult, probe, run_row
 
 __all__ = ["parse", "run"]
@@ -75,7 +75,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
         action="store_true",
         help="a smoke test: few short windows; the numbers are not worth quoting",
     )
-    parser.add_argument("--json", metavar="FILE", help="also write everything to FILE ('-': stdout)")
+    parser.add_argument(
+        "--json", metavar="FILE", help="also write everything to FILE ('-': stdout)"
+    )
     return parser.parse_args(argv)
 
 
@@ -116,7 +118,7 @@ def _available(
         progress(f"looking for {name}")
         try:
             reply = probe(name, options)
-        except Failed as exc:
+        except ChildError as exc:
             left_out[name] = str(exc)
         else:
             versions[name] = reply["version"]
@@ -132,7 +134,7 @@ def run(argv: list[str]) -> int:
         return 0
     try:
         chosen = rows.select(arguments.rows)
-    except rows.UnknownRow as exc:
+    except rows.UnknownRowError as exc:
         print(f"bench: {exc}", file=sys.stderr)
         return 2
 

@@ -10,9 +10,10 @@ import gc
 import os
 import socket
 import sys
+import time
 import traceback
 
-from aiounify.bench.channel import Channel, Closed, Command, Reply
+from aiounify.bench.channel import Channel, ClosedError, Command, Reply
 from aiounify.bench.limits import raise_open_files
 
 __all__ = ["main"]
@@ -43,7 +44,10 @@ def main(argv: list[str]) -> int:
             )
             return Reply(ready=True)
         if command["cmd"] == "run":
-            return Reply(measurement=loads[key].run(command["seconds"]))
+            before = time.process_time()
+            measurement = loads[key].run(command["seconds"])
+            measurement["client_cpu"] = time.process_time() - before
+            return Reply(measurement=measurement)
         if command["cmd"] == "close":
             loads.pop(key).close()
             return Reply(ready=True)
@@ -60,7 +64,7 @@ def main(argv: list[str]) -> int:
                 traceback.print_exc()
                 reply = Reply(failed=str(exc))
             channel.send(reply)
-    except Closed:
+    except ClosedError:
         return 0
 
 

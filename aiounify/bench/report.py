@@ -31,7 +31,14 @@ def _three(value: float) -> str:
 
 
 def _micro(value: float | None) -> str:
-    return _NOTHING if value is None else _three(value * 1e6)
+    if value is None:
+        return _NOTHING
+    micro = value * 1e6
+    return _three(micro) if micro < 9999.5 else _number(micro)
+
+
+def _percent(value: float | None) -> str:
+    return _NOTHING if value is None else f"{value:.0%}"
 
 
 def _ratio(value: stats.Ratio | None) -> str:
@@ -113,7 +120,7 @@ def _rate_cells(result: RowResult, base: str) -> tuple[list[str], dict[str, list
     head = [f"{unit}/s", f"x {base}", "low-high", "cpu us", "x", "user", "sys"]
     head += ["instr:u", "x", "instr", "x"]
     if latencies:
-        head += ["p50 us", "p99 us"]
+        head += ["p50 us", "p99 us", "busy", "client"]
     cells: dict[str, list[str]] = {}
     for name, windows in result.windows.items():
         reference = result.windows.get(base)
@@ -133,6 +140,7 @@ def _rate_cells(result: RowResult, base: str) -> tuple[list[str], dict[str, list
             line += [_number(stats.median(windows, metric)), _ratio(against(metric))]
         if latencies:
             line += [_micro(stats.median(windows, part)) for part in ("p50", "p99")]
+            line += [_percent(stats.median(windows, part)) for part in ("busy", "client_busy")]
         cells[name] = line
     return head, cells
 

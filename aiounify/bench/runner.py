@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from aiounify.bench.channel import Command, Measurement, Reply
-from aiounify.bench.child import Child, Failed
+from aiounify.bench.child import Child, ChildError
 from aiounify.bench.counters import Sample
 from aiounify.bench.rows import Row, ServerRow
 
@@ -51,7 +51,7 @@ def order(names: Sequence[str], turn: int) -> list[str]:
 
 
 def probe(name: str, options: Options) -> Reply:
-    """See whether a loop can be had, in a process of its own; raises Failed with the reason."""
+    """See whether a loop can be had, in a process of its own; raises ChildError with the reason."""
     with _worker(name, None, options) as child:
         return child.wait_ready(_START)
 
@@ -136,7 +136,7 @@ def run_row(
         def failing(name: str) -> Iterator[None]:
             try:
                 yield
-            except Failed as exc:
+            except ChildError as exc:
                 result.failed[name] = str(exc)
                 result.windows.pop(name, None)
                 drivers.pop(name, None)
@@ -148,7 +148,7 @@ def run_row(
             )
             try:
                 client.wait_ready(_START)
-            except Failed as exc:
+            except ChildError as exc:
                 result.failed.update(dict.fromkeys(loops, f"load generator: {exc}"))
                 return result
         for name in loops:

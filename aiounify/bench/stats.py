@@ -38,6 +38,14 @@ def _cell(key: str) -> Callable[[Measurement], float | None]:
     return value
 
 
+def _busy(key: str) -> Callable[[Measurement], float | None]:
+    def value(window: Measurement) -> float | None:
+        cpu = window.get(key)
+        return cpu / window["seconds"] if isinstance(cpu, int | float) else None
+
+    return value
+
+
 #: Name to the function that takes it from one window; times in seconds.
 METRICS: dict[str, Callable[[Measurement], float | None]] = {
     "rate": _rate,
@@ -48,6 +56,8 @@ METRICS: dict[str, Callable[[Measurement], float | None]] = {
     "instructions": _per_op("instructions"),
     "p50": _cell("p50"),
     "p99": _cell("p99"),
+    "busy": _busy("cpu"),
+    "client_busy": _busy("client_cpu"),
 }
 
 

@@ -14,6 +14,7 @@ Garbage is collected before each window, and left to the interpreter's own rules
 
 import argparse
 import asyncio
+import contextlib
 import gc
 import os
 import socket
@@ -22,7 +23,7 @@ import threading
 import traceback
 
 from aiounify.bench import registry
-from aiounify.bench.channel import Channel, Closed, Measurement, Reply
+from aiounify.bench.channel import Channel, ClosedError, Measurement, Reply
 from aiounify.bench.counters import Counters
 from aiounify.bench.limits import raise_open_files
 from aiounify.bench.rows import ROWS, LoopRow, ServerRow
@@ -81,7 +82,7 @@ class _LoopWorker:
                     channel.send(Reply(measurement=self.window()))
                 else:
                     channel.send(Reply(failed=f"unknown command {command['cmd']!r}"))
-            except (Closed, KeyboardInterrupt):
+            except (ClosedError, KeyboardInterrupt):
                 raise
             except BaseException as exc:
                 traceback.print_exc()
@@ -116,7 +117,7 @@ class _ServerWorker:
                     channel.send(Reply(sample=self._counters.sample().values()))
                 else:
                     channel.send(Reply(failed=f"unknown command {command['cmd']!r}"))
-        except Closed:
+        except ClosedError:
             os._exit(0)
 
 
@@ -168,10 +169,8 @@ def main(argv: list[str]) -> int:
         channel.send(Reply(failed=reason(exc)))
         return 1
     channel.send(ready)
-    try:
+    with contextlib.suppress(ClosedError):
         worker.serve(channel)
-    except Closed:
-        pass
     # Not loop.close() and the interpreter's end: a peer that hangs there has been measured already.
     sys.stdout.flush()
     sys.stderr.flush()

@@ -8,7 +8,7 @@ put it into that file's `ROWS`, describe it in docs/benchmarks.md.
 from aiounify.bench.rows import base, callbacks, echo, imports, process, tasks, threads, timers
 from aiounify.bench.rows.base import LoopRow, Row, ServerRow
 
-__all__ = ["GROUPS", "ROWS", "LoopRow", "Row", "ServerRow", "UnknownRow", "select"]
+__all__ = ["GROUPS", "ROWS", "LoopRow", "Row", "ServerRow", "UnknownRowError", "select"]
 
 _ALL: tuple[Row, ...] = (
     *callbacks.ROWS,
@@ -36,7 +36,7 @@ def _groups() -> dict[str, list[str]]:
 GROUPS: dict[str, list[str]] = _groups()
 
 
-class UnknownRow(ValueError):
+class UnknownRowError(ValueError):
     """A name that is neither a row nor a group."""
 
     def __init__(self, name: str) -> None:
@@ -56,5 +56,5 @@ def select(names: list[str]) -> list[Row]:
         elif name in GROUPS:
             chosen.update(GROUPS[name])
         else:
-            raise UnknownRow(name)
+            raise UnknownRowError(name)
     return [row for row in _ALL if row.name in chosen]

@@ -48,9 +48,7 @@ async def _serve_protocol() -> Address:
 
 
 async def _serve_streams() -> Address:
-    return _listening(
-        await asyncio.start_server(_stream_echo, "127.0.0.1", 0, backlog=_BACKLOG)
-    )
+    return _listening(await asyncio.start_server(_stream_echo, "127.0.0.1", 0, backlog=_BACKLOG))
 
 
 def _size(size: int) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from functools import partial
 from itertools import repeat
 
 from aiounify.bench.channel import Measurement
@@ -10,6 +11,9 @@ from aiounify.bench.rows.base import LoopRow, Run, noop
 __all__ = ["LATENESS_ROWS", "ROWS"]
 
 _HELD = 100_000
+# Timers set and cancelled within one turn: a loop that drops cancelled timers lazily must come to
+# sweep them, as it would in a server.
+_A_TURN = 100
 # uvloop counts in whole milliseconds and turns a shorter delay into call_soon, so the delays start
 # at 1 ms.  So many timers are set at once that the first are due before the last is set: the loop
 # has no time to sleep, and what is measured is firing.
@@ -19,14 +23,14 @@ _LAST_DELAY = 0.0021
 
 
 def _cancel(loop: asyncio.AbstractEventLoop) -> Run:
-    async def cancels(n: int) -> None:
+    async def cancels(turns: int) -> None:
         call_later = loop.call_later
-        for _ in repeat(None, n):
-            call_later(60, noop).cancel()
-        # One turn, so that a loop that only marks its timers also pays for sweeping them.
-        await asyncio.sleep(0)
+        for _ in repeat(None, turns):
+            for _ in repeat(None, _A_TURN):
+                call_later(60, noop).cancel()
+            await asyncio.sleep(0)
 
-    return lambda n: loop.run_until_complete(cancels(n))
+    return lambda n: loop.run_until_complete(cancels(n // _A_TURN))
 
 
 def _cancel_held(loop: asyncio.AbstractEventLoop) -> Run:
@@ -34,8 +38,7 @@ def _cancel_held(loop: asyncio.AbstractEventLoop) -> Run:
 
     async def hold() -> None:
         # Due in an hour and more, in an order that is neither rising nor falling.
-        for i in range(_HELD):
-            held.append(loop.call_later(3600 + i * 7919 % _HELD / 100, noop))
+        held.extend(loop.call_later(3600 + i * 7919 % _HELD / 100, noop) for i in range(_HELD))
 
     loop.run_until_complete(hold())
     return _cancel(loop)
@@ -55,7 +58,7 @@ def _fire(loop: asyncio.AbstractEventLoop) -> Run:
     return lambda n: loop.run_until_complete(fires(n // _FIRED))
 
 
-def _lateness(loop: asyncio.AbstractEventLoop, delay_ns: int) -> Run:
+def _lateness(delay_ns: int, loop: asyncio.AbstractEventLoop) -> Run:
     async def sleeps(n: int, late: list[int]) -> None:
         now, sleep, delay = time.monotonic_ns, asyncio.sleep, delay_ns / 1e9
         for _ in repeat(None, n):
@@ -78,6 +81,7 @@ ROWS = (
         ("loops", "timers"),
         "timer",
         _cancel,
+        batch=_A_TURN,
     ),
     LoopRow(
         "timer-cancel-100k",
@@ -85,6 +89,7 @@ ROWS = (
         ("loops", "timers"),
         "timer",
         _cancel_held,
+        batch=_A_TURN,
     ),
     LoopRow(
         "timer-fire",
@@ -102,7 +107,7 @@ LATENESS_ROWS = tuple(
         f"How late asyncio.sleep({seconds}) returns, and how often too early.",
         ("lateness", "timers"),
         "sleep",
-        lambda loop, delay_ns=delay_ns: _lateness(loop, delay_ns),
+        partial(_lateness, delay_ns),
         lateness=True,
     )
     for name, seconds, delay_ns in (
