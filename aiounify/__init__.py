@@ -1,0 +1,73 @@
+"""aiounify: an asyncio event loop for Linux in which one wait covers every kind of event.
+
+    import aiounify
+    aiounify.run(main())
+
+`run` and `new_event_loop` are the way in; `EventLoop` is the class.  The policy
+functions of asyncio's older interface, `EventLoopPolicy` and `install()`, are made
+when asked for, are deprecated from Python 3.12 on and absent on 3.16, as asyncio's
+own.  `features()` says what this kernel offers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from aiounify.features import Feature, features
+from aiounify.loop import EventLoop
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from aiounify.policy import EventLoopPolicy as EventLoopPolicy
+    from aiounify.policy import install as install
+
+__version__ = "0.1.0"
+
+__all__ = ["EventLoop", "Feature", "__version__", "features", "new_event_loop", "run"]
+if sys.version_info < (3, 16):
+    __all__ += ["EventLoopPolicy", "install"]  # noqa: PLE0604
+
+_T = TypeVar("_T")
+
+
+def new_event_loop(backend: str = "auto") -> EventLoop:
+    """Make an event loop; callable without arguments, as loop factories are.
+
+    `backend` is "auto", "uring" or "epoll"; "auto" asks the environment variable
+    AIOUNIFY_BACKEND first, then makes a real ring, and falls back to epoll silently.
+    A forced backend that cannot be had raises OSError, saying why.
+    """
+    return EventLoop(backend)
+
+
+def run(
+    main: Coroutine[Any, Any, _T],
+    *,
+    debug: bool | None = None,
+    loop_factory: Callable[[], asyncio.AbstractEventLoop] = new_event_loop,
+) -> _T:
+    """asyncio.run() on this loop: run a coroutine to its end and return its result.
+
+    Cancels what is left, shuts asynchronous generators and the executor down and
+    closes the loop.  Ctrl-C cancels the main task.  RuntimeError if a loop runs in
+    this thread already.
+    """
+    with asyncio.Runner(debug=debug, loop_factory=loop_factory) as runner:
+        return runner.run(main)
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("EventLoopPolicy", "install") and sys.version_info < (3, 16):
+        from aiounify import policy
+
+        value = getattr(policy, name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

@@ -1,0 +1,239 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""The epoll backend: the same interface where io_uring is not to be had.
+
+Most containers forbid io_uring, so this is what most programs run on; it has the
+same meaning and the same tests as the other backend.
+
+* Deadlines are a timerfd in the set, armed with the absolute time of the next
+  timer.  epoll_wait's own timeout would be rounded to the thread's timer slack
+  (50 us), and lowering the slack would be inherited by every thread and child the
+  program starts.  The timerfd is edge-triggered, never read, and set again only
+  when a timer is due before the one it is armed for.
+* While callbacks are ready the set is asked at most every few turns or tens of
+  microseconds: callbacks that only schedule callbacks pay no system call, and a
+  descriptor waits no longer than that.
+* Operations are tried at once and, after EAGAIN, again when their descriptor is
+  ready; a result that is known early is still delivered in the next turn.
+"""
+
+from cpython.exc cimport PyErr_CheckSignals
+from libc.stdint cimport int64_t, uint32_t
+from libc.string cimport memset
+from posix.time cimport itimerspec
+from posix.unistd cimport close as c_close
+
+import os
+
+from aiounify._core.backlog cimport OpLink, monotonic_ns, op_link
+from aiounify._core.reactor cimport (
+    EAGAIN,
+    ECANCELED,
+    EINTR,
+    EPOLL_CTL_ADD,
+    EPOLLET,
+    EPOLLIN,
+    MAX_EVENTS,
+    NEVER,
+    OP_KINDS,
+    Op,
+    Reactor,
+    epoll_ctl,
+    epoll_event,
+    epoll_wait,
+    errno,
+)
+from cpython.object cimport PyObject
+
+
+cdef extern from "<sys/timerfd.h>" nogil:
+    enum:
+        TFD_CLOEXEC
+        TFD_NONBLOCK
+        TFD_TIMER_ABSTIME
+        CLOCK_MONOTONIC
+    int timerfd_create(int clockid, int flags)
+    int timerfd_settime(int fd, int flags, const itimerspec *new, itimerspec *old)
+
+cdef enum:
+    TIMER_MARK = -1
+    SKIP_TURNS = 16      # turns with callbacks ready that may pass without asking the set
+    SKIP_NS = 50_000     # ... and the time after which it is asked in any case
+    BREATHE_TURNS = 64
+
+
+cdef class EpollReactor(Reactor):
+    """The epoll set of the base class, waited for directly."""
+
+    cdef int timer_fd
+    cdef int64_t timer_ns        # what the timerfd is armed for; NEVER: not armed
+    cdef unsigned turns_skipped, turns_unbroken
+    cdef int64_t seen_ns
+    cdef dict waiting            # descriptor -> operations that wait for its readiness
+
+    def __cinit__(self):
+        self.timer_fd = -1
+        self.timer_ns = NEVER
+        self.waiting = {}
+
+    def __init__(self, object backlog):
+        cdef epoll_event ev
+        Reactor.__init__(self, backlog)
+        self.timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK)
+        if self.timer_fd < 0:
+            raise OSError(errno, f"timerfd_create: {os.strerror(errno)}")
+        memset(&ev, 0, sizeof(ev))
+        ev.events = EPOLLIN | EPOLLET
+        ev.data.fd = TIMER_MARK
+        if epoll_ctl(self.epfd, EPOLL_CTL_ADD, self.timer_fd, &ev) < 0:
+            raise OSError(errno, f"epoll_ctl: {os.strerror(errno)}")
+
+    def __dealloc__(self):
+        if self.timer_fd >= 0:
+            c_close(self.timer_fd)
+
+    cdef str name(self):
+        return "epoll"
+
+    cdef int poll(self) except -1:
+        cdef int64_t now
+        cdef int n
+        self.n_polls += 1
+        if self.finished:
+            self.deliver_finished()
+        self.turns_skipped += 1
+        now = monotonic_ns()
+        if self.turns_skipped >= SKIP_TURNS or now - self.seen_ns >= SKIP_NS:
+            self.turns_skipped = 0
+            self.seen_ns = now
+            self.take(0)
+        self.turns_unbroken += 1
+        if self.turns_unbroken >= BREATHE_TURNS:
+            self.turns_unbroken = 0
+            with nogil:
+                pass
+            PyErr_CheckSignals()
+        return 0
+
+    cdef inline int take(self, int timeout) except -1:
+        cdef int n
+        self.n_syscalls += 1
+        n = epoll_wait(self.epfd, self.events, MAX_EVENTS, timeout)
+        if n > 0:
+            self.dispatch(n)
+        elif n < 0 and errno != EINTR:
+            raise OSError(errno, f"epoll_wait: {os.strerror(errno)}")
+        return 0
+
+    cdef int wait(self, int64_t deadline) except -1:
+        cdef int n = 0, error = 0
+        cdef int64_t before, after
+        if self.finished:
+            self.deliver_finished()
+        before = monotonic_ns()
+        self.turns_skipped = self.turns_unbroken = 0
+        if deadline <= before or self.q.head != self.q.tail:
+            self.seen_ns = before
+            return self.take(0)
+        if deadline < self.timer_ns or self.timer_ns <= before:
+            self.set_timer(deadline)
+        self.q.sleeping = 1
+        with nogil:
+            n = epoll_wait(self.epfd, self.events, MAX_EVENTS, -1)
+            if n < 0:
+                error = errno
+            after = monotonic_ns()
+        self.q.sleeping = 0
+        self.n_syscalls += 1
+        self.n_waits += 1
+        self.wait_ns += after - before
+        self.seen_ns = after
+        if n > 0:
+            self.dispatch(n)
+        elif n < 0 and error != EINTR:
+            raise OSError(error, f"epoll_wait: {os.strerror(error)}")
+        PyErr_CheckSignals()
+        return 0
+
+    cdef int set_timer(self, int64_t deadline) except -1:
+        """Arm for a time to come; a timer armed for an earlier one is left alone."""
+        cdef itimerspec t
+        if deadline == NEVER:
+            self.timer_ns = NEVER  # an expired timer stays silent until it is set again
+            return 0
+        memset(&t, 0, sizeof(t))
+        t.it_value.tv_sec = deadline // 1_000_000_000
+        t.it_value.tv_nsec = deadline % 1_000_000_000
+        self.n_syscalls += 1
+        if timerfd_settime(self.timer_fd, TFD_TIMER_ABSTIME, &t, NULL) < 0:
+            raise OSError(errno, f"timerfd_settime: {os.strerror(errno)}")
+        self.timer_ns = deadline
+        return 0
+
+    # -- operations, by readiness -------------------------------------------
+
+    cdef int submit(self, Op op) except -1:
+        cdef int result, error
+        cdef uint32_t before
+        if op.link.next != NULL or op.done:
+            raise RuntimeError("an operation can be submitted once only")
+        op_link(self.q, &op.link, <PyObject *>op)
+        self.n_ops[op.opcode % OP_KINDS] += 1
+        result = op.perform()
+        if result != -EAGAIN or not op.readiness:
+            return self.finish_later(op, result)
+        (<list>self.waiting.setdefault(op.fd, [])).append(op)
+        self.slot(op.fd)
+        self.q.slots[op.fd].op_events |= op.readiness
+        error = self.arm(op.fd)
+        if error:
+            self.leave(op)
+            return self.finish_later(op, error)
+        return 0
+
+    cdef int leave(self, Op op) except -1:
+        """The operation no longer waits for its descriptor."""
+        cdef uint32_t wanted = 0
+        cdef list ops = <list>self.waiting[op.fd]
+        ops.remove(op)
+        for other in ops:
+            wanted |= (<Op>other).readiness
+        if not ops:
+            del self.waiting[op.fd]
+        self.q.slots[op.fd].op_events = wanted
+        self.arm(op.fd)
+        return 0
+
+    cdef int ops_ready(self, int fd, uint32_t events) except -1:
+        cdef int result
+        for op in list(self.waiting.get(fd, ())):
+            result = (<Op>op).perform()
+            if result != -EAGAIN:
+                self.leave(<Op>op)
+                self.completed(<Op>op, result, 0, True)
+        return 0
+
+    cdef int cancel(self, Op op) except -1:
+        if op.link.next == NULL or op.cancel_asked:
+            return 0
+        op.cancel_asked = True
+        if op in self.waiting.get(op.fd, ()):
+            self.leave(op)
+            self.finish_later(op, -ECANCELED)
+        return 0
+
+    cdef int close(self) except -1:
+        cdef OpLink *link
+        if self.closed:
+            return 0
+        link = self.q.in_flight.next
+        while link != &self.q.in_flight:
+            self.cancel(<Op>link.op)
+            link = link.next
+        self.deliver_finished()
+        return self.abandon()
+
+    cdef int abandon(self) except -1:
+        if self.timer_fd >= 0:
+            c_close(self.timer_fd)
+            self.timer_fd = -1
+        return Reactor.close(self)

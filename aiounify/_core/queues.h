@@ -1,0 +1,513 @@
+/* The backlog's own code: the timer heap, running handles, and call_soon,
+ * call_later and call_at as vectorcall functions.
+ *
+ * Time is int64 nanoseconds of CLOCK_MONOTONIC, which loop.time() shows as
+ * seconds.  A time given as float is rounded up, and a timer fires only when
+ * now >= when: never early, not by a nanosecond.  (asyncio lets timers fire one
+ * clock resolution early.)
+ *
+ * A cancelled timer leaves the heap at once, by its index: the heap never holds
+ * garbage, and a program that sets and cancels a timeout for each request pays
+ * O(1), because a later deadline sits at the heap's end.
+ *
+ * This header is included by exactly one translation unit (scheduler).
+ */
+#ifndef AIOUNIFY_QUEUES_H
+#define AIOUNIFY_QUEUES_H
+
+#include <errno.h>
+#include <math.h>
+#include <unistd.h>
+
+#include "handle.h"
+
+static PyTypeObject *Backlog_Type;
+
+/* ---- timer heap ---------------------------------------------------------- */
+
+static inline int timer_before(const TimerEntry *a, const TimerEntry *b)
+{
+    return a->when_ns < b->when_ns || (a->when_ns == b->when_ns && a->order < b->order);
+}
+
+static inline void heap_put(BacklogObject *q, Py_ssize_t i, TimerEntry e)
+{
+    q->heap[i] = e;
+    e.handle->index = i;
+}
+
+static void heap_up(BacklogObject *q, Py_ssize_t i, TimerEntry e)
+{
+    while (i > 0) {
+        Py_ssize_t parent = (i - 1) / 4;
+        if (!timer_before(&e, &q->heap[parent]))
+            break;
+        heap_put(q, i, q->heap[parent]);
+        i = parent;
+    }
+    heap_put(q, i, e);
+}
+
+static void heap_down(BacklogObject *q, Py_ssize_t i, TimerEntry e)
+{
+    Py_ssize_t n = q->timers;
+    for (;;) {
+        Py_ssize_t first = 4 * i + 1, best = first;
+        if (first >= n)
+            break;
+        Py_ssize_t end = first + 4 < n ? first + 4 : n;
+        for (Py_ssize_t c = first + 1; c < end; c++)
+            if (timer_before(&q->heap[c], &q->heap[best]))
+                best = c;
+        if (!timer_before(&q->heap[best], &e))
+            break;
+        heap_put(q, i, q->heap[best]);
+        i = best;
+    }
+    heap_put(q, i, e);
+}
+
+/* Takes a reference to the handle.  -1 with MemoryError set. */
+static int timer_heap_push(BacklogObject *q, HandleObject *h)
+{
+    if (q->timers == q->timers_allocated) {
+        Py_ssize_t n = q->timers_allocated ? q->timers_allocated * 2 : 64;
+        TimerEntry *heap = PyMem_Resize(q->heap, TimerEntry, n);
+        if (!heap) {
+            PyErr_NoMemory();
+            return -1;
+        }
+        q->heap = heap;
+        q->timers_allocated = n;
+    }
+    Py_INCREF(h);
+    h->backlog = q;
+    heap_up(q, q->timers++, (TimerEntry){h->when_ns, q->timer_order++, h});
+    return 0;
+}
+
+/* Out of the heap; the heap's reference passes to the caller. */
+static HandleObject *timer_heap_take(BacklogObject *q, Py_ssize_t i)
+{
+    HandleObject *h = q->heap[i].handle;
+    TimerEntry last = q->heap[--q->timers];
+    h->index = -1;
+    if (i < q->timers) {
+        if (i > 0 && timer_before(&last, &q->heap[(i - 1) / 4]))
+            heap_up(q, i, last);
+        else
+            heap_down(q, i, last);
+    }
+    return h;
+}
+
+static void timer_heap_remove(BacklogObject *q, HandleObject *h)
+{
+    Py_DECREF(timer_heap_take(q, h->index));
+}
+
+/* Move what is due to the ready ring.  -1 with MemoryError set. */
+static int timers_expire(BacklogObject *q)
+{
+    int64_t now = monotonic_ns();
+    while (q->timers && q->heap[0].when_ns <= now) {
+        q->n_timers_fired++;
+        if (ready_push_steal(q, timer_heap_take(q, 0)) < 0)
+            return -1;
+    }
+    return 0;
+}
+
+/* ---- running ------------------------------------------------------------- */
+
+/* Call a handle.  Returns the call's result, or NULL with the exception set.
+ * The contents are moved to the stack first, for the callback may cancel its own
+ * handle; `keep` leaves them in the handle as well. */
+static PyObject *handle_call(HandleObject *h, int keep)
+{
+    PyObject *stack[HANDLE_INLINE_ARGS + 1];
+    PyObject *callback = h->callback, *context = h->context;
+    PyObject *result = NULL;
+    int32_t n = h->nargs, held = n < 0 ? 1 : n;
+    for (int i = 0; i < held; i++)
+        stack[i + 1] = h->args[i];
+    if (keep) {
+        Py_INCREF(callback);
+        Py_INCREF(context);
+        for (int i = 0; i < held; i++)
+            Py_INCREF(stack[i + 1]);
+    } else {
+        h->callback = h->context = NULL;
+        h->nargs = 0;
+        Py_CLEAR(h->loop);
+    }
+    if (PyContext_Enter(context) == 0) {
+        if (n < 0)
+            result = PyObject_Vectorcall(callback, &PyTuple_GET_ITEM(stack[1], 0),
+                                         PyTuple_GET_SIZE(stack[1]), NULL);
+        else
+            result = PyObject_Vectorcall(callback, stack + 1,
+                                         n | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
+        if (PyContext_Exit(context) < 0)
+            Py_CLEAR(result);
+    }
+    if (!result && !keep && !(h->flags & HANDLE_CANCELLED) && !h->callback) {
+        /* the report names the callback: give everything back to the handle */
+        h->callback = callback;
+        h->context = context;
+        h->nargs = n;
+        for (int i = 0; i < held; i++)
+            h->args[i] = stack[i + 1];
+        return NULL;
+    }
+    Py_DECREF(callback);
+    for (int i = 0; i < held; i++)
+        Py_DECREF(stack[i + 1]);
+    Py_DECREF(context);
+    return result;
+}
+
+/* reports an exception of a callback: report(loop, handle, exception) */
+static PyObject *handle_report;
+
+/* 0, or -1 when the exception must leave the loop (SystemExit, KeyboardInterrupt
+ * or one raised by the report itself). */
+static int handle_failed(PyObject *loop, HandleObject *h, int keep)
+{
+    if (PyErr_ExceptionMatches(PyExc_SystemExit)
+        || PyErr_ExceptionMatches(PyExc_KeyboardInterrupt)) {
+        if (!keep)
+            handle_drop(h);
+        return -1;
+    }
+    PyObject *type, *exc, *tb;
+    PyErr_Fetch(&type, &exc, &tb);
+    PyErr_NormalizeException(&type, &exc, &tb);
+    if (tb)
+        PyException_SetTraceback(exc, tb);
+    PyObject *argv[] = {NULL, loop, (PyObject *)h, exc};
+    PyObject *r = PyObject_Vectorcall(handle_report, argv + 1,
+                                      3 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
+    Py_XDECREF(type);
+    Py_XDECREF(exc);
+    Py_XDECREF(tb);
+    if (!keep)
+        handle_drop(h);
+    if (!r)
+        return -1;
+    Py_DECREF(r);
+    return 0;
+}
+
+static inline int handle_run(PyObject *loop, HandleObject *h)
+{
+    int keep = (h->flags & HANDLE_KEEP) != 0;
+    PyObject *r = handle_call(h, keep);
+    if (r) {
+        Py_DECREF(r);
+        return 0;
+    }
+    return handle_failed(loop, h, keep);
+}
+
+static PyObject *handle_run_method(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    HandleObject *h = (HandleObject *)self;
+    if (h->callback) {
+        PyObject *loop = Py_NewRef(h->loop ? h->loop : Py_None);
+        Py_INCREF(h);
+        PyObject *r = handle_call(h, 1);
+        int failed = r ? 0 : handle_failed(loop, h, 1);
+        Py_XDECREF(r);
+        Py_DECREF(h);
+        Py_DECREF(loop);
+        if (failed)
+            return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+/* ---- scheduling ---------------------------------------------------------- */
+
+/* The slow path, a Python function: check(loop, state, callback, name) raises when
+ * the loop is closed or was forked, in debug mode also for a wrong thread or a
+ * bad callback, and returns the source traceback for the handle, or None. */
+static PyObject *schedule_check;
+
+static PyObject *slow_check(BacklogObject *q, PyObject *loop, PyObject *callback,
+                            const char *name)
+{
+    return PyObject_CallFunction(schedule_check, "OIOs", loop, q->state, callback, name);
+}
+
+/* Takes `context=` out of the keywords.  -1 with TypeError set. */
+static inline int schedule_args(PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames,
+                                Py_ssize_t least, const char *name, const char *missing,
+                                PyObject **context)
+{
+    *context = NULL;
+    if (nargs < least) {
+        PyErr_Format(PyExc_TypeError, "%s() missing required positional argument: '%s'",
+                     name, missing);
+        return -1;
+    }
+    if (kwnames) {
+        Py_ssize_t n = PyTuple_GET_SIZE(kwnames);
+        for (Py_ssize_t i = 0; i < n; i++) {
+            PyObject *key = PyTuple_GET_ITEM(kwnames, i);
+            if (PyUnicode_CompareWithASCIIString(key, "context") != 0) {
+                PyErr_Format(PyExc_TypeError, "%s() got an unexpected keyword argument '%U'",
+                             name, key);
+                return -1;
+            }
+            if (args[nargs + i] != Py_None)
+                *context = args[nargs + i];
+        }
+        if (*context && !PyContext_CheckExact(*context)) {
+            PyErr_Format(PyExc_TypeError, "%s() argument 'context' must be a "
+                         "contextvars.Context, not %.200s", name, Py_TYPE(*context)->tp_name);
+            return -1;
+        }
+    }
+    return 0;
+}
+
+/* Wake a loop that sleeps in its wait; call with the GIL held, from any thread. */
+static inline void backlog_wake(BacklogObject *q)
+{
+    if (q->sleeping == 1) {
+        uint64_t one = 1;
+        int saved = errno;
+        q->sleeping = 2; /* one write is enough, whoever comes next */
+        q->n_wakes++;
+        /* The descriptor is non-blocking and is never read, only edges count; the
+         * sole error is a full counter, after 2**64 wakes. */
+        if (write(q->wake_fd, &one, sizeof one) < 0) {}
+        errno = saved;
+    }
+}
+
+static PyObject *backlog_call_soon(BacklogObject *q, PyObject *loop, PyObject *const *args,
+                                   Py_ssize_t nargs, PyObject *kwnames, int threadsafe)
+{
+    const char *name = threadsafe ? "call_soon_threadsafe" : "call_soon";
+    PyObject *context, *traceback = NULL;
+    if (schedule_args(args, nargs, kwnames, 1, name, "callback", &context) < 0)
+        return NULL;
+    if (q->state && !(traceback = slow_check(q, loop, args[0], name)))
+        return NULL;
+    HandleObject *h = handle_new(0, loop, args[0], args + 1, nargs - 1, context);
+    if (traceback) {
+        if (h && handle_debug_set(h, 0, traceback) < 0)
+            Py_CLEAR(h);
+        Py_DECREF(traceback);
+    }
+    if (!h || ready_push(q, h) < 0) {
+        Py_XDECREF(h);
+        return NULL;
+    }
+    if (threadsafe)
+        backlog_wake(q);
+    return (PyObject *)h;
+}
+
+static PyObject *schedule_at(BacklogObject *q, PyObject *loop, PyObject *const *args,
+                             Py_ssize_t nargs, PyObject *context, int64_t when_ns,
+                             double when, int given, const char *name)
+{
+    PyObject *traceback = NULL;
+    if (q->state && !(traceback = slow_check(q, loop, args[1], name)))
+        return NULL;
+    HandleObject *h = handle_new(1, loop, args[1], args + 2, nargs - 2, context);
+    if (h) {
+        h->when_ns = when_ns;
+        if (given) {
+            h->when = when;
+            h->flags |= HANDLE_WHEN_GIVEN;
+        }
+        if ((traceback && handle_debug_set(h, 0, traceback) < 0) || timer_heap_push(q, h) < 0)
+            Py_CLEAR(h);
+    }
+    Py_XDECREF(traceback);
+    return (PyObject *)h;
+}
+
+/* A positive or negative number of seconds; NaN is refused. -1 with an exception set. */
+static inline int seconds_of(PyObject *value, const char *what, double *seconds)
+{
+    if (PyFloat_CheckExact(value)) {
+        *seconds = PyFloat_AS_DOUBLE(value);
+    } else {
+        *seconds = PyFloat_AsDouble(value);
+        if (*seconds == -1.0 && PyErr_Occurred()) {
+            if (value == Py_None)
+                PyErr_Format(PyExc_TypeError, "%s must not be None", what);
+            return -1;
+        }
+    }
+    if (isnan(*seconds)) {
+        PyErr_Format(PyExc_ValueError, "%s must not be NaN", what);
+        return -1;
+    }
+    return 0;
+}
+
+/* Seconds in nanoseconds, rounded up; the far future (or past) stays in range. */
+static inline int64_t nanoseconds_up(double seconds)
+{
+    if (seconds >= 4e9) /* 126 years */
+        return INT64_MAX / 2;
+    if (seconds <= -4e9)
+        return INT64_MIN / 4;
+    double whole = floor(seconds);
+    return (int64_t)whole * 1000000000 + (int64_t)ceil((seconds - whole) * 1e9);
+}
+
+static PyObject *backlog_call_later(BacklogObject *q, PyObject *loop, PyObject *const *args,
+                                    Py_ssize_t nargs, PyObject *kwnames)
+{
+    PyObject *context;
+    double delay;
+    if (schedule_args(args, nargs, kwnames, 2, "call_later",
+                      nargs < 1 ? "delay" : "callback", &context) < 0
+        || seconds_of(args[0], "delay", &delay) < 0)
+        return NULL;
+    return schedule_at(q, loop, args, nargs, context, monotonic_ns() + nanoseconds_up(delay),
+                       0, 0, "call_later");
+}
+
+static PyObject *backlog_call_at(BacklogObject *q, PyObject *loop, PyObject *const *args,
+                                 Py_ssize_t nargs, PyObject *kwnames)
+{
+    PyObject *context;
+    double when;
+    if (schedule_args(args, nargs, kwnames, 2, "call_at",
+                      nargs < 1 ? "when" : "callback", &context) < 0
+        || seconds_of(args[0], "when", &when) < 0)
+        return NULL;
+    return schedule_at(q, loop, args, nargs, context, nanoseconds_up(when), when, 1, "call_at");
+}
+
+/* ---- the object ---------------------------------------------------------- */
+
+/* A ready handle is not tracked by the collector, so its owner visits what it
+ * refers to, as long as the owner is the only one who holds it. */
+static int visit_ready_handle(HandleObject *h, visitproc visit, void *arg)
+{
+    if (h->flags & HANDLE_TIMER) {
+        Py_VISIT(h);
+        return 0;
+    }
+    return Py_REFCNT(h) == 1 ? handle_traverse(h, visit, arg) : 0;
+}
+
+static int backlog_traverse(PyObject *self, visitproc visit, void *arg)
+{
+    BacklogObject *q = (BacklogObject *)self;
+    int r;
+    Py_VISIT(Py_TYPE(self));
+    for (size_t i = q->head; i != q->tail; i++)
+        if ((r = visit_ready_handle(q->ring[i & q->mask], visit, arg)))
+            return r;
+    for (Py_ssize_t i = 0; i < q->timers; i++)
+        Py_VISIT(q->heap[i].handle);
+    for (int fd = 0; fd < q->n_slots; fd++)
+        for (int k = 0; k < WATCH_KINDS; k++)
+            if (q->slots[fd].watcher[k]
+                && (r = visit_ready_handle(q->slots[fd].watcher[k], visit, arg)))
+                return r;
+    for (OpLink *link = q->in_flight.next; link != &q->in_flight; link = link->next)
+        Py_VISIT(link->op);
+    return 0;
+}
+
+static void ready_clear(BacklogObject *q)
+{
+    while (q->head != q->tail) {
+        HandleObject *h = q->ring[q->head++ & q->mask];
+        if (!(h->flags & HANDLE_KEEP))
+            handle_drop(h);
+        Py_DECREF(h);
+    }
+}
+
+static void timers_clear(BacklogObject *q)
+{
+    while (q->timers) {
+        HandleObject *h = q->heap[--q->timers].handle;
+        h->index = -1;
+        handle_drop(h);
+        Py_DECREF(h);
+    }
+}
+
+static void watchers_clear(BacklogObject *q)
+{
+    for (int fd = 0; fd < q->n_slots; fd++)
+        for (int k = 0; k < WATCH_KINDS; k++) {
+            HandleObject *h = q->slots[fd].watcher[k];
+            if (h) {
+                q->slots[fd].watcher[k] = NULL;
+                handle_drop(h);
+                Py_DECREF(h);
+            }
+        }
+    q->n_watched = 0;
+}
+
+/* Operations in flight stay: the kernel may still write to their memory.  The
+ * loop's close() cancels and reaps them. */
+static int backlog_clear(PyObject *self)
+{
+    ready_clear((BacklogObject *)self);
+    timers_clear((BacklogObject *)self);
+    watchers_clear((BacklogObject *)self);
+    return 0;
+}
+
+static void backlog_dealloc(PyObject *self)
+{
+    BacklogObject *q = (BacklogObject *)self;
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    backlog_clear(self);
+    PyMem_Free(q->ring);
+    PyMem_Free(q->heap);
+    PyMem_Free(q->slots);
+    PyObject_GC_Del(self);
+    Py_DECREF(type);
+}
+
+static PyType_Slot backlog_slots[] = {
+    {Py_tp_dealloc, backlog_dealloc},
+    {Py_tp_traverse, backlog_traverse},
+    {Py_tp_clear, backlog_clear},
+    {0, NULL},
+};
+
+static PyType_Spec backlog_spec = {
+    "aiounify._core.scheduler.Backlog", sizeof(BacklogObject), 0,
+    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_DISALLOW_INSTANTIATION, backlog_slots};
+
+static PyObject *backlog_new(void)
+{
+    if (!Backlog_Type && !(Backlog_Type = (PyTypeObject *)PyType_FromSpec(&backlog_spec)))
+        return NULL;
+    HandleObject **ring = PyMem_New(HandleObject *, 256);
+    if (!ring)
+        return PyErr_NoMemory();
+    BacklogObject *q = PyObject_GC_New(BacklogObject, Backlog_Type);
+    if (!q) {
+        PyMem_Free(ring);
+        return NULL;
+    }
+    memset((char *)q + sizeof(PyObject), 0, sizeof *q - sizeof(PyObject));
+    q->ring = ring;
+    q->mask = 255;
+    q->wake_fd = -1;
+    q->in_flight.next = q->in_flight.prev = &q->in_flight;
+    PyObject_GC_Track((PyObject *)q);
+    return (PyObject *)q;
+}
+
+#endif

@@ -1,0 +1,107 @@
+from cpython.object cimport PyObject
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+from aiounify._core.backlog cimport BacklogObject, FdSlot, HandleObject, OpLink
+
+
+cdef extern from "<errno.h>" nogil:
+    int errno
+    enum:
+        EAGAIN
+        EBUSY
+        ECANCELED
+        EEXIST
+        EINTR
+        ENOENT
+        ENOSYS
+        ETIME
+
+cdef extern from "<sys/epoll.h>" nogil:
+    enum:
+        EPOLLIN
+        EPOLLPRI
+        EPOLLOUT
+        EPOLLERR
+        EPOLLHUP
+        EPOLLET
+        EPOLL_CLOEXEC
+        EPOLL_CTL_ADD
+        EPOLL_CTL_MOD
+        EPOLL_CTL_DEL
+    ctypedef union epoll_data_t:
+        int fd
+        uint64_t u64
+    struct epoll_event:
+        uint32_t events
+        epoll_data_t data
+    int epoll_create1(int flags)
+    int epoll_ctl(int epfd, int op, int fd, epoll_event *event)
+    int epoll_wait(int epfd, epoll_event *events, int maxevents, int timeout)
+
+
+cdef enum:
+    MAX_EVENTS = 256     # readiness events taken in one turn
+    NEVER = 0x3fffffffffffffff   # a deadline that does not come, in nanoseconds
+    OP_KINDS = 64
+
+
+cdef class Op:
+    cdef OpLink link
+    cdef readonly int fd
+    cdef readonly int opcode
+    cdef uint8_t sqe_flags
+    cdef uint16_t ioprio
+    cdef uint32_t length
+    cdef uint32_t op_flags
+    cdef uint64_t address
+    cdef uint64_t offset
+    cdef uint32_t readiness
+    cdef readonly int result
+    cdef bint done
+    cdef bint cancel_asked
+    cdef object handle
+
+    cdef int perform(self) noexcept
+    cdef int complete(self, int result, uint32_t flags) except -1
+
+
+cdef class NopOp(Op):
+    pass
+
+
+cdef class ReadOp(Op):
+    cdef bytearray buffer
+
+
+cdef class Reactor:
+    cdef object backlog
+    cdef BacklogObject *q
+    cdef int epfd
+    cdef bint closed
+    cdef epoll_event events[MAX_EVENTS]
+    cdef list finished
+    # counters: plain increments on paths that make a system call anyway
+    cdef uint64_t n_syscalls, n_waits, n_polls, n_events, n_completions
+    cdef int64_t wait_ns
+    cdef uint64_t n_ops[OP_KINDS]
+
+    cdef int start(self) except -1
+    cdef int stop(self) except -1
+    cdef int poll(self) except -1
+    cdef int wait(self, int64_t deadline) except -1
+    cdef int submit(self, Op op) except -1
+    cdef int cancel(self, Op op) except -1
+    cdef int close(self) except -1
+    cdef int abandon(self) except -1
+    cdef str name(self)
+
+    cdef FdSlot *slot(self, int fd) except NULL
+    cdef int watch(self, int fd, int kind, HandleObject *handle) except -1
+    cdef int unwatch(self, int fd, int kind) except -1
+    cdef HandleObject *watcher(self, int fd, int kind) noexcept
+    cdef int arm(self, int fd) noexcept
+    cdef int dispatch(self, int n) except -1
+    cdef int ops_ready(self, int fd, uint32_t events) except -1
+    cdef int finish_later(self, Op op, int result) except -1
+    cdef int deliver_finished(self) except -1
+    cdef int completed(self, Op op, int result, uint32_t flags, bint last) except -1

@@ -1,0 +1,400 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""The reactor: what a loop waits in, and the interface of its two backends.
+
+Why it exists: everything above the engine knows one short interface (start,
+poll, wait, submit, cancel, watch, unwatch, close) and never a kernel mechanism.
+`uring.pyx` and `epoll.pyx` implement it.
+
+Two kinds of event come out of a reactor:
+
+* **Completions.** An `Op` is one submission.  It owns every buffer that the
+  kernel may touch, from submit() until its last completion, also when whoever
+  awaited it is gone: the in-flight list holds a reference to it.  cancel() only
+  asks; the operation's own completion says what happened, so nothing the kernel
+  has already done is ever thrown away unseen.
+* **Readiness** of descriptors, for add_reader() and its kin.  Both backends keep
+  it in an epoll set, so it is level-triggered, knows which files cannot be
+  watched (EPERM) and forgets closed files exactly as asyncio's own loop does; the
+  io_uring backend waits for the set by an operation in the ring.
+
+Rules:
+
+* One thread runs the loop.  Other threads may only push to the backlog and wake
+  the loop through its eventfd, which stands in the epoll set edge-triggered and
+  is never read: each write is an edge, and 2**64 writes fill it.
+* Dispatching only moves handles to the ready queue.  No Python code runs while
+  events are taken, so no event can be made stale by the callback of another.
+* A watcher's handle is kept by its slot; the slot table grows to the highest
+  descriptor number in use.
+"""
+
+from cpython.mem cimport PyMem_Realloc
+from cpython.object cimport PyObject
+from libc.string cimport memset
+from posix.unistd cimport close as c_close
+from posix.unistd cimport read as c_read
+
+import os
+
+from aiounify._core.backlog cimport (
+    HANDLE_CANCELLED,
+    WATCH_KINDS,
+    WATCH_PRIORITY,
+    WATCH_READER,
+    WATCH_WRITER,
+    BacklogObject,
+    FdSlot,
+    HandleObject,
+    OpLink,
+    op_link,
+    op_unlink,
+    ready_push,
+)
+
+
+cdef extern from "<sys/eventfd.h>" nogil:
+    enum:
+        EFD_CLOEXEC
+        EFD_NONBLOCK
+    int eventfd(unsigned int initval, int flags)
+
+cdef extern from "Python.h":
+    void Py_DECREF(PyObject *)
+    void Py_INCREF(PyObject *)
+
+cdef extern from "uring_abi.h" nogil:
+    enum:
+        IORING_OP_NOP
+        IORING_OP_READ
+
+cdef enum:
+    WAKE_MARK = -1
+
+
+cdef inline object os_error(int code, str what):
+    return OSError(code, f"{what}: {os.strerror(code)}")
+
+
+cdef class Op:
+    """One submission to the kernel, and the owner of its memory.
+
+    Subclasses fill the fields of the submission and say, for the epoll backend,
+    how the same thing is tried without blocking (`perform`) and what readiness to
+    wait for when the kernel answers EAGAIN (`readiness`).
+    """
+
+    def __cinit__(self):
+        self.fd = -1
+        self.link.next = self.link.prev = NULL
+
+    @property
+    def in_flight(self):
+        """True from submit() until the last completion was taken."""
+        return self.link.next != NULL
+
+    @property
+    def finished(self):
+        """True once the last completion was taken; `result` is valid then."""
+        return self.done
+
+    cdef int perform(self) noexcept:
+        """Try without blocking: the result, or a negated errno."""
+        return -ECANCELED
+
+    cdef int complete(self, int result, uint32_t flags) except -1:
+        """A completion, in the loop's thread."""
+        self.result = result
+        return 0
+
+
+cdef class NopOp(Op):
+    """Nothing, by way of the kernel: proves that a reactor works."""
+
+    def __cinit__(self):
+        self.opcode = IORING_OP_NOP
+
+    cdef int perform(self) noexcept:
+        return 0
+
+
+cdef class ReadOp(Op):
+    """Read once from a descriptor that can be polled (pipe, socket, eventfd ...).
+
+    The bytes belong to the operation and stay with it, whether or not anybody
+    still waits: `data` is what was read.
+    """
+
+    def __cinit__(self, int fd, int size):
+        if size <= 0:
+            raise ValueError(f"size must be positive, not {size}")
+        self.fd = fd
+        self.opcode = IORING_OP_READ
+        self.buffer = bytearray(size)
+        self.address = <uint64_t><size_t><char *>self.buffer
+        self.length = size
+        self.offset = <uint64_t>-1
+        self.readiness = EPOLLIN
+
+    cdef int perform(self) noexcept:
+        cdef Py_ssize_t n = c_read(self.fd, <void *><size_t>self.address, self.length)
+        return -errno if n < 0 else <int>n
+
+    @property
+    def data(self):
+        """The bytes read, once finished without an error; else empty."""
+        return bytes(self.buffer[: self.result]) if self.done and self.result > 0 else b""
+
+
+cdef class Reactor:
+    """Base of the backends: the descriptor table, the wake-up, the counters."""
+
+    def __cinit__(self):
+        self.epfd = -1
+        self.finished = []
+
+    def __init__(self, object backlog):
+        """`backlog` is the scheduler's queue object; both live as long as the loop."""
+        self.backlog = backlog
+        self.q = <BacklogObject *><PyObject *>backlog
+        self.epfd = epoll_create1(EPOLL_CLOEXEC)
+        if self.epfd < 0:
+            raise os_error(errno, "epoll_create1")
+        cdef int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
+        if fd < 0:
+            raise os_error(errno, "eventfd")
+        self.q.wake_fd = fd
+        cdef epoll_event ev
+        memset(&ev, 0, sizeof(ev))
+        ev.events = EPOLLIN | EPOLLET
+        ev.data.fd = WAKE_MARK
+        if epoll_ctl(self.epfd, EPOLL_CTL_ADD, fd, &ev) < 0:
+            raise os_error(errno, "epoll_ctl")
+
+    def __dealloc__(self):
+        # Only descriptors: the backlog may be gone already.  close() did the rest,
+        # unless the loop was never closed, in which case nothing refers to it.
+        if self.epfd >= 0:
+            c_close(self.epfd)
+            self.epfd = -1
+
+    cdef str name(self):
+        return "none"
+
+    @property
+    def backend(self):
+        """ "uring" or "epoll"."""
+        return self.name()
+
+    cdef int start(self) except -1:
+        """The loop begins to run in this thread."""
+        return 0
+
+    cdef int stop(self) except -1:
+        """The loop stops running."""
+        return 0
+
+    cdef int poll(self) except -1:
+        """Take what has happened, without waiting."""
+        return 0
+
+    cdef int wait(self, int64_t deadline) except -1:
+        """Wait until something happens or the monotonic clock reaches `deadline`."""
+        return 0
+
+    cdef int submit(self, Op op) except -1:
+        return 0
+
+    cdef int cancel(self, Op op) except -1:
+        return 0
+
+    cdef int close(self) except -1:
+        """Free descriptors; the caller has cancelled and reaped all operations."""
+        if self.closed:
+            return 0
+        self.closed = True
+        if self.epfd >= 0:
+            c_close(self.epfd)
+            self.epfd = -1
+        if self.q.wake_fd >= 0:
+            c_close(self.q.wake_fd)
+            self.q.wake_fd = -1
+        return 0
+
+    cdef int abandon(self) except -1:
+        """In a forked child: close descriptors, tell the shared kernel objects nothing."""
+        return self.close()
+
+    # -- operations ---------------------------------------------------------
+
+    cdef int completed(self, Op op, int result, uint32_t flags, bint last) except -1:
+        """Hand a completion to its operation; `last` ends its time in flight."""
+        cdef PyObject *owned
+        self.n_completions += 1
+        if not last:
+            return op.complete(result, flags)
+        owned = op_unlink(&op.link)
+        try:
+            op.done = True
+            op.complete(result, flags)
+            if op.handle is not None:
+                ready_push(self.q, <HandleObject *><PyObject *>op.handle)
+                op.handle = None
+        finally:
+            Py_DECREF(owned)
+        return 0
+
+    cdef int finish_later(self, Op op, int result) except -1:
+        """A result that is known now is delivered in the next turn, as all are."""
+        self.finished.append((op, result))
+        return 0
+
+    cdef int deliver_finished(self) except -1:
+        cdef list finished = self.finished
+        self.finished = []
+        for op, result in finished:
+            self.completed(<Op>op, result, 0, True)
+        return 0
+
+    # -- readiness ----------------------------------------------------------
+
+    cdef FdSlot *slot(self, int fd) except NULL:
+        cdef int n
+        cdef FdSlot *slots
+        if fd >= self.q.n_slots:
+            n = max(64, self.q.n_slots)
+            while n <= fd:
+                n *= 2
+            slots = <FdSlot *>PyMem_Realloc(self.q.slots, n * sizeof(FdSlot))
+            if slots == NULL:
+                raise MemoryError
+            memset(slots + self.q.n_slots, 0, (n - self.q.n_slots) * sizeof(FdSlot))
+            self.q.slots = slots
+            self.q.n_slots = n
+        return &self.q.slots[fd]
+
+    cdef int arm(self, int fd) noexcept:
+        """Tell the epoll set what the slot wants.  0 or a negated errno.
+
+        Also called when nothing seems to change: if the descriptor was closed and
+        its number belongs to another file now, the kernel has forgotten the old
+        registration, answers ENOENT, and gets a new one.
+        """
+        cdef FdSlot *slot = &self.q.slots[fd]
+        cdef epoll_event ev
+        cdef uint32_t want = slot.op_events
+        cdef int op
+        if slot.watcher[WATCH_READER] != NULL:
+            want |= EPOLLIN
+        if slot.watcher[WATCH_WRITER] != NULL:
+            want |= EPOLLOUT
+        if slot.watcher[WATCH_PRIORITY] != NULL:
+            want |= EPOLLPRI
+        memset(&ev, 0, sizeof(ev))
+        ev.events = want
+        ev.data.fd = fd
+        op = (EPOLL_CTL_MOD if slot.armed else EPOLL_CTL_ADD) if want else EPOLL_CTL_DEL
+        self.n_syscalls += 1
+        if epoll_ctl(self.epfd, op, fd, &ev) < 0:
+            if op == EPOLL_CTL_DEL:
+                slot.armed = 0
+                return 0  # closed before it was removed
+            if errno == ENOENT and op == EPOLL_CTL_MOD:
+                op = EPOLL_CTL_ADD
+            elif errno == EEXIST and op == EPOLL_CTL_ADD:
+                op = EPOLL_CTL_MOD
+            else:
+                return -errno
+            self.n_syscalls += 1
+            if epoll_ctl(self.epfd, op, fd, &ev) < 0:
+                return -errno
+        slot.armed = want
+        return 0
+
+    cdef int watch(self, int fd, int kind, HandleObject *handle) except -1:
+        """Run `handle` in every turn in which the descriptor is ready.
+
+        Takes a new reference; an earlier watcher of the kind is cancelled.
+        PermissionError for files that cannot be watched, OSError for bad ones.
+        """
+        cdef FdSlot *slot
+        cdef HandleObject *old
+        cdef int error
+        if fd < 0:
+            raise ValueError(f"Invalid file descriptor: {fd}")
+        slot = self.slot(fd)
+        old = slot.watcher[kind]
+        slot.watcher[kind] = handle
+        error = self.arm(fd)
+        if error:
+            slot.watcher[kind] = old
+            raise os_error(-error, f"cannot watch file descriptor {fd}")
+        Py_INCREF(<PyObject *>handle)
+        if old != NULL:
+            (<object><PyObject *>old).cancel()
+            Py_DECREF(<PyObject *>old)
+        else:
+            self.q.n_watched += 1
+        return 0
+
+    cdef int unwatch(self, int fd, int kind) except -1:
+        """Undo watch().  1 if there was something to undo."""
+        cdef FdSlot *slot
+        cdef HandleObject *old
+        if fd < 0 or fd >= self.q.n_slots:
+            return 0
+        slot = &self.q.slots[fd]
+        old = slot.watcher[kind]
+        if old == NULL:
+            return 0
+        slot.watcher[kind] = NULL
+        self.q.n_watched -= 1
+        self.arm(fd)
+        (<object><PyObject *>old).cancel()
+        Py_DECREF(<PyObject *>old)
+        return 1
+
+    cdef HandleObject *watcher(self, int fd, int kind) noexcept:
+        if fd < 0 or fd >= self.q.n_slots:
+            return NULL
+        return self.q.slots[fd].watcher[kind]
+
+    cdef int dispatch(self, int n) except -1:
+        """Turn n entries of self.events into ready handles."""
+        cdef int i, fd, kind
+        cdef uint32_t got
+        cdef uint32_t[3] fires
+        cdef FdSlot *slot
+        cdef HandleObject *handle
+        cdef bint taken
+        fires[WATCH_READER] = EPOLLIN | EPOLLHUP | EPOLLERR
+        fires[WATCH_WRITER] = EPOLLOUT | EPOLLHUP | EPOLLERR
+        fires[WATCH_PRIORITY] = EPOLLPRI | EPOLLHUP | EPOLLERR
+        for i in range(n):
+            fd = self.events[i].data.fd
+            got = self.events[i].events
+            if fd == WAKE_MARK:
+                continue
+            self.n_events += 1
+            slot = &self.q.slots[fd]
+            taken = False
+            for kind in range(WATCH_KINDS):
+                handle = slot.watcher[kind]
+                if handle == NULL or not got & fires[kind]:
+                    continue
+                taken = True
+                if handle.flags & HANDLE_CANCELLED:
+                    self.unwatch(fd, kind)
+                else:
+                    ready_push(self.q, handle)
+            if slot.op_events & got or (slot.op_events and got & (EPOLLHUP | EPOLLERR)):
+                taken = True
+                self.ops_ready(fd, got)
+            if not taken:
+                # Nobody wants it: a registration that outlived its watcher (a
+                # duplicate of the file is open).  Without this it would spin.
+                slot.armed |= EPOLLIN
+                self.arm(fd)
+        return 0
+
+    cdef int ops_ready(self, int fd, uint32_t events) except -1:
+        return 0

@@ -1,0 +1,438 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""The io_uring backend: one ring in which everything is submitted and awaited.
+
+How a turn goes:
+
+* Callbacks are ready: look at the completion tail and at the ring's flags, both in
+  shared memory.  Nothing there and nothing to submit means no system call at all.
+* Nothing is ready: one io_uring_enter submits what has gathered and waits, with
+  the next timer's deadline as absolute timeout.  It ignores the thread's timer
+  slack, so timers are as exact as the kernel's own.
+
+Readiness (add_reader and its kin) lives in the epoll set of the base class.  The
+ring waits for the set by EPOLL_WAIT, which brings the events along in its
+completion (Linux 6.15), or else by a POLL_ADD on the set followed by an
+epoll_wait that does not block.  After such a completion the operation is armed
+again, at the latest before the next wait.
+
+Kernel facts this file leans on:
+
+* SINGLE_ISSUER binds a ring to the thread that enables it.  A loop made in one
+  thread and run in another gets its ring enabled at the first run; one that ran
+  in thread A and then in B gets a new ring, which needs no more than arming the
+  epoll operation again, unless operations are in flight.
+* DEFER_TASKRUN posts completions only when this thread enters the kernel with
+  GETEVENTS; TASKRUN_FLAG raises a bit in shared memory when that is worth it.
+* A full completion ring drops nothing (NODROP): the kernel keeps the rest and
+  raises CQ_OVERFLOW until it is entered.
+* A descriptor registered with io_uring_register belongs to one thread and keeps
+  the ring alive, so it is registered while the loop runs and no longer.
+
+Memory: the ring is not inherited by fork; in a child all that may be done is to
+forget it.  An operation's user_data is the address of its Op, which the in-flight
+list keeps alive; small numbers are this file's own marks.
+"""
+
+from cpython.exc cimport PyErr_CheckSignals
+from cpython.object cimport PyObject
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memset
+
+import os
+
+from aiounify._core.backlog cimport OpLink, monotonic_ns, op_link
+from aiounify._core.reactor cimport (
+    EAGAIN,
+    EBUSY,
+    EINTR,
+    ENOSYS,
+    EPOLLIN,
+    ETIME,
+    MAX_EVENTS,
+    NEVER,
+    OP_KINDS,
+    Op,
+    Reactor,
+    epoll_event,
+    epoll_wait,
+)
+
+
+cdef extern from "ring.h" nogil:
+    enum:
+        IORING_OP_NOP
+        IORING_OP_POLL_ADD
+        IORING_OP_ASYNC_CANCEL
+        IORING_OP_EPOLL_WAIT
+        IORING_REGISTER_PROBE
+        IORING_REGISTER_ENABLE_RINGS
+        IORING_CQE_F_MORE
+        IORING_SETUP_SINGLE_ISSUER
+        IORING_SETUP_DEFER_TASKRUN
+        IORING_ENTER_NO_IOWAIT
+        IORING_ENTER_REGISTERED_RING
+
+    struct au_sqe:
+        uint8_t opcode
+        uint8_t flags
+        uint16_t ioprio
+        int fd
+        uint64_t off
+        uint64_t addr
+        uint32_t len
+        uint32_t op_flags
+        uint64_t user_data
+
+    struct au_cqe:
+        uint64_t user_data
+        int res
+        uint32_t flags
+
+    struct au_probe_op:
+        uint8_t op
+        uint16_t flags
+
+    struct au_probe:
+        uint8_t last_op
+        uint8_t ops_len
+        au_probe_op *ops
+
+    struct ring:
+        int fd
+        unsigned enter_flags
+        unsigned setup_flags
+        unsigned sq_entries
+        unsigned cq_entries
+
+    int ring_open(ring *r, unsigned entries, unsigned cq_entries)
+    int ring_enable(ring *r)
+    int ring_register(int fd, unsigned opcode, void *arg, unsigned n)
+    int ring_register_fd(ring *r)
+    void ring_unregister_fd(ring *r)
+    void ring_close(ring *r)
+    void ring_abandon(ring *r)
+    au_sqe *ring_sqe(ring *r)
+    unsigned ring_unsubmitted(ring *r)
+    bint ring_wants_enter(ring *r)
+    unsigned ring_cq_ready(ring *r)
+    au_cqe *ring_cqe(ring *r)
+    void ring_cq_advance(ring *r)
+    int ring_enter(ring *r)
+    int ring_wait(ring *r, int64_t deadline_ns, int64_t now_ns)
+
+cdef extern from "<unistd.h>" nogil:
+    int gettid()
+
+cdef enum:
+    MARK_EPOLL = 1       # user_data of the operation that waits for the epoll set
+    MARK_IGNORE = 2      # nobody waits for this completion
+    DEFER_TURNS = 16     # turns with callbacks ready before the epoll set is armed again
+    DEFER_NS = 50_000    # ... and the time after which it is in any case
+    BREATHE_TURNS = 64   # turns without a wait before other threads and signals get a chance
+    CLOSE_NS = 5_000_000_000  # how long close() waits for operations that cannot be cancelled
+
+
+cdef class Probe:
+    """What this kernel's io_uring can do; made once for the process.
+
+    `error` is 0 or the errno with which the kernel refused; `step` says at what.
+    `ops` holds the numbers of the operations the kernel knows.
+    """
+
+    cdef readonly int error
+    cdef readonly str step
+    cdef readonly frozenset ops
+    cdef readonly bint no_iowait, defer_taskrun
+
+    def __cinit__(self):
+        self.ops = frozenset()
+        self.step = ""
+        cdef ring r
+        cdef au_sqe *sqe
+        cdef int error = ring_open(&r, 8, 16)
+        cdef au_probe *probe = NULL
+        cdef uint8_t space[16 + 64 * 8]
+        if error:
+            self.error, self.step = -error, "io_uring_setup"
+            return
+        self.no_iowait = (r.enter_flags & IORING_ENTER_NO_IOWAIT) != 0
+        self.defer_taskrun = (r.setup_flags & IORING_SETUP_DEFER_TASKRUN) != 0
+        error = ring_enable(&r)
+        if error:
+            self.error, self.step = -error, "enabling the ring"
+        else:
+            # a real submission and a real completion, not a version number
+            sqe = ring_sqe(&r)
+            sqe.opcode = IORING_OP_NOP
+            sqe.user_data = 77
+            error = ring_wait(&r, -1, 0)
+            if error < 0:
+                self.error, self.step = -error, "io_uring_enter"
+            elif not ring_cq_ready(&r) or ring_cqe(&r).user_data != 77 or ring_cqe(&r).res != 0:
+                self.error, self.step = ENOSYS, "a no-op"
+        if not self.error:
+            memset(space, 0, sizeof(space))
+            error = ring_register(r.fd, IORING_REGISTER_PROBE, space, 64)
+            if error == 0:
+                probe = <au_probe *>space
+                self.ops = frozenset(
+                    [probe.ops[i].op for i in range(probe.ops_len) if probe.ops[i].flags & 1]
+                )
+        ring_close(&r)
+
+
+cdef Probe _probe = None
+cdef int _probe_pid = 0
+
+
+def probe():
+    """The kernel's io_uring as it is for this process; asked once, and again after a fork."""
+    global _probe, _probe_pid
+    if _probe is None or _probe_pid != os.getpid():
+        _probe = Probe()
+        _probe_pid = os.getpid()
+    return _probe
+
+
+cdef class UringReactor(Reactor):
+    """One ring, made disabled with the loop and enabled by the thread that runs it.
+
+    OSError with the kernel's errno if no ring can be had.
+    """
+
+    cdef ring ring
+    cdef int thread            # the thread the ring is bound to, 0 before the first run
+    cdef bint epoll_armed
+    cdef bint has_epoll_wait
+    cdef unsigned turns_deferred, turns_unbroken
+    cdef int64_t seen_ns       # when the epoll set was last asked
+    cdef unsigned entries, cq_entries_asked
+
+    def __cinit__(self):
+        self.ring.fd = -1
+
+    def __init__(self, object backlog, unsigned entries=256, unsigned cq_entries=4096,
+                 bint epoll_wait_op=True):
+        Reactor.__init__(self, backlog)
+        self.entries = entries
+        self.cq_entries_asked = cq_entries
+        self.has_epoll_wait = epoll_wait_op and IORING_OP_EPOLL_WAIT in probe().ops
+        self.make_ring()
+
+    def __dealloc__(self):
+        # Reached with a ring only if the loop was never closed: whatever was in
+        # flight is kept alive by the in-flight list, which is never freed then.
+        ring_close(&self.ring)
+
+    cdef str name(self):
+        return "uring"
+
+    cdef int make_ring(self) except -1:
+        cdef int error = ring_open(&self.ring, self.entries, self.cq_entries_asked)
+        if error:
+            raise OSError(-error, f"io_uring_setup: {os.strerror(-error)}")
+        self.thread = 0
+        self.epoll_armed = False
+        return 0
+
+    @property
+    def ring_size(self):
+        """Entries of the submission and the completion ring."""
+        return self.ring.sq_entries, self.ring.cq_entries
+
+    @property
+    def uses_epoll_wait(self):
+        return self.has_epoll_wait
+
+    cdef int start(self) except -1:
+        cdef int error, thread = gettid()
+        if self.thread and self.thread != thread:
+            if self.q.in_flight.next != &self.q.in_flight:
+                raise RuntimeError(
+                    "this event loop has operations in flight that belong to the thread it ran "
+                    "in before; run it in that thread, or close what it has open first"
+                )
+            ring_close(&self.ring)
+            self.make_ring()
+        if not self.thread:
+            error = ring_enable(&self.ring)
+            if error:
+                raise OSError(-error, f"enabling the io_uring: {os.strerror(-error)}")
+            self.thread = thread
+            self.n_syscalls += 1
+        ring_register_fd(&self.ring)
+        self.n_syscalls += 1
+        return 0
+
+    cdef int stop(self) except -1:
+        if ring_unsubmitted(&self.ring):
+            self.enter()
+        ring_unregister_fd(&self.ring)
+        self.n_syscalls += 1
+        return 0
+
+    cdef inline int enter(self) except -1:
+        cdef int n = ring_enter(&self.ring)
+        self.n_syscalls += 1
+        if n < 0 and n != -EINTR and n != -EBUSY and n != -EAGAIN:
+            raise OSError(-n, f"io_uring_enter: {os.strerror(-n)}")
+        return 0
+
+    cdef au_sqe *sqe(self) except NULL:
+        """A free entry; a full ring is submitted first."""
+        cdef au_sqe *sqe = ring_sqe(&self.ring)
+        if sqe == NULL:
+            self.enter()
+            sqe = ring_sqe(&self.ring)
+            if sqe == NULL:
+                raise OSError(EBUSY, "the submission ring is full")
+        return sqe
+
+    cdef int arm_epoll(self) except -1:
+        cdef au_sqe *sqe = self.sqe()
+        sqe.fd = self.epfd
+        sqe.user_data = MARK_EPOLL
+        if self.has_epoll_wait:
+            sqe.opcode = IORING_OP_EPOLL_WAIT
+            sqe.addr = <uint64_t><size_t>&self.events[0]
+            sqe.len = MAX_EVENTS
+        else:
+            sqe.opcode = IORING_OP_POLL_ADD
+            sqe.op_flags = EPOLLIN
+        self.epoll_armed = True
+        self.n_ops[sqe.opcode] += 1
+        return 0
+
+    cdef int poll(self) except -1:
+        cdef int64_t now
+        self.n_polls += 1
+        if self.finished:
+            self.deliver_finished()
+        if not self.epoll_armed:
+            # Asking the set costs a system call, so turns that only run callbacks
+            # share one; neither many turns nor slow ones may starve descriptors.
+            now = monotonic_ns()
+            self.turns_deferred += 1
+            if self.turns_deferred >= DEFER_TURNS or now - self.seen_ns >= DEFER_NS:
+                self.turns_deferred = 0
+                self.seen_ns = now
+                self.arm_epoll()
+        if ring_unsubmitted(&self.ring) or ring_wants_enter(&self.ring):
+            self.enter()
+        if ring_cq_ready(&self.ring):
+            self.reap()
+        self.turns_unbroken += 1
+        if self.turns_unbroken >= BREATHE_TURNS:
+            self.turns_unbroken = 0
+            with nogil:
+                pass
+            PyErr_CheckSignals()
+        return 0
+
+    cdef int wait(self, int64_t deadline) except -1:
+        cdef int n = 0
+        cdef int64_t before, after
+        if self.finished:
+            self.deliver_finished()
+        if not self.epoll_armed:
+            self.arm_epoll()
+        before = monotonic_ns()
+        if deadline <= before or self.q.head != self.q.tail or ring_cq_ready(&self.ring):
+            if ring_unsubmitted(&self.ring) or ring_wants_enter(&self.ring):
+                self.enter()
+            self.reap()
+            return 0
+        self.q.sleeping = 1
+        with nogil:
+            n = ring_wait(&self.ring, -1 if deadline == NEVER else deadline, before)
+            after = monotonic_ns()
+        self.q.sleeping = 0
+        self.n_syscalls += 1
+        self.n_waits += 1
+        self.wait_ns += after - before
+        self.seen_ns = after
+        self.turns_deferred = self.turns_unbroken = 0
+        if n < 0 and n != -ETIME and n != -EINTR and n != -EBUSY and n != -EAGAIN:
+            raise OSError(-n, f"io_uring_enter: {os.strerror(-n)}")
+        self.reap()
+        PyErr_CheckSignals()
+        return 0
+
+    cdef int reap(self) except -1:
+        """Take every completion that is there."""
+        cdef au_cqe cqe
+        cdef int n
+        while ring_cq_ready(&self.ring):
+            cqe = ring_cqe(&self.ring)[0]
+            ring_cq_advance(&self.ring)
+            if cqe.user_data == MARK_EPOLL:
+                self.epoll_armed = False
+                n = cqe.res
+                if n > 0 and not self.has_epoll_wait:
+                    n = epoll_wait(self.epfd, self.events, MAX_EVENTS, 0)
+                    self.n_syscalls += 1
+                if n > 0:
+                    self.dispatch(n)
+            elif cqe.user_data != MARK_IGNORE:
+                self.completed(<Op><PyObject *><size_t>cqe.user_data, cqe.res, cqe.flags,
+                               not cqe.flags & IORING_CQE_F_MORE)
+        return 0
+
+    cdef int submit(self, Op op) except -1:
+        if op.link.next != NULL or op.done:
+            raise RuntimeError("an operation can be submitted once only")
+        cdef au_sqe *sqe = self.sqe()
+        sqe.opcode = op.opcode
+        sqe.flags = op.sqe_flags
+        sqe.ioprio = op.ioprio
+        sqe.fd = op.fd
+        sqe.off = op.offset
+        sqe.addr = op.address
+        sqe.len = op.length
+        sqe.op_flags = op.op_flags
+        sqe.user_data = <uint64_t><size_t><PyObject *>op
+        op_link(self.q, &op.link, <PyObject *>op)
+        self.n_ops[op.opcode % OP_KINDS] += 1
+        return 0
+
+    cdef int cancel_mark(self, uint64_t user_data) except -1:
+        cdef au_sqe *sqe = self.sqe()
+        sqe.opcode = IORING_OP_ASYNC_CANCEL
+        sqe.addr = user_data
+        sqe.user_data = MARK_IGNORE
+        return 0
+
+    cdef int cancel(self, Op op) except -1:
+        if op.link.next != NULL and not op.cancel_asked:
+            op.cancel_asked = True
+            self.cancel_mark(<uint64_t><size_t><PyObject *>op)
+        return 0
+
+    cdef int close(self) except -1:
+        cdef OpLink *link
+        cdef int64_t deadline
+        cdef int n
+        if self.closed:
+            return 0
+        if self.thread and self.thread == gettid():
+            link = self.q.in_flight.next
+            while link != &self.q.in_flight:
+                self.cancel(<Op>link.op)
+                link = link.next
+            if self.epoll_armed:
+                self.cancel_mark(MARK_EPOLL)
+            deadline = monotonic_ns() + CLOSE_NS
+            while self.q.in_flight.next != &self.q.in_flight or self.epoll_armed:
+                n = ring_wait(&self.ring, deadline, monotonic_ns())
+                self.reap()
+                if monotonic_ns() >= deadline:
+                    break  # what is left stays in the in-flight list, and so in memory
+        # A ring bound to another thread cannot be entered from here.  Closing it makes
+        # the kernel cancel; the in-flight list keeps the memory.
+        ring_close(&self.ring)
+        return Reactor.close(self)
+
+    cdef int abandon(self) except -1:
+        """In a forked child: close descriptors, touch nothing else."""
+        ring_abandon(&self.ring)
+        return Reactor.close(self)

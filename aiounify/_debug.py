@@ -1,0 +1,81 @@
+"""What the native scheduler calls when it leaves the fast path.
+
+Exceptions of callbacks, a closed or forked loop, and debug mode.  Messages are
+asyncio's own, so that log filters and tests written for it keep working.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from asyncio import format_helpers
+from typing import TYPE_CHECKING, Any
+
+from aiounify._core import scheduler
+
+if TYPE_CHECKING:
+    import traceback
+
+    from aiounify.loop import EventLoop
+
+# scheduler's STATE_ bits
+_CLOSED, _DEBUG, _FORKED = 1, 2, 4
+
+
+def report_exception(loop: EventLoop, handle: Any, exception: BaseException) -> None:
+    """An exception left a callback: tell the loop's exception handler."""
+    source = format_helpers._format_callback_source(handle._callback, handle._args)
+    context = {
+        "message": f"Exception in callback {source}",
+        "exception": exception,
+        "handle": handle,
+    }
+    if handle._source_traceback:
+        context["source_traceback"] = handle._source_traceback
+    loop.call_exception_handler(context)
+
+
+def check(loop: EventLoop, state: int, callback: Any, method: str) -> Any:
+    """Raise if nothing may be scheduled now; in debug mode return where it was."""
+    if state & (_CLOSED | _FORKED):
+        loop._check_closed()
+    if not state & _DEBUG:
+        return None
+    if method != "call_soon_threadsafe":
+        loop._check_thread()
+    loop._check_callback(callback, method)
+    return source_traceback()
+
+
+def source_traceback() -> traceback.StackSummary:
+    """The stack of the code that called into the native loop."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__") == __name__:
+        frame = frame.f_back
+    return format_helpers.extract_stack(frame)
+
+
+def report_slow(handle: Any, seconds: float) -> None:
+    """A callback or task step took longer than loop.slow_callback_duration."""
+    asyncio.log.logger.warning(
+        "Executing %s took %.3f seconds", asyncio.base_events._format_handle(handle), seconds
+    )
+
+
+def check_forked(loop: EventLoop) -> None:
+    """Raise in a process that inherited the loop by fork."""
+    raise RuntimeError(
+        f"this event loop belongs to process {loop._pid} and cannot be used after a fork "
+        f"(this is process {os.getpid()}); make a new one with aiounify.new_event_loop()"
+    )
+
+
+scheduler.configure(
+    asyncio.Handle,
+    asyncio.TimerHandle,
+    report_exception,
+    check,
+    report_slow,
+    source_traceback,
+)

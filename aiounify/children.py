@@ -1,0 +1,58 @@
+"""Child processes: one pidfd each in the loop's wait, no thread, no SIGCHLD handler.
+
+A pidfd becomes readable when its process ends (pidfd_open(2), Linux 5.3).  The
+status is then there for waitpid() without blocking.  Where the kernel or a seccomp
+filter refuses pidfds, a thread that blocks in waitpid() stands in for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from aiounify.loop import EventLoop
+
+
+def _reap(pid: int) -> int:
+    """The child's return code as subprocess has it (negative: killed by that signal)."""
+    try:
+        _, status = os.waitpid(pid, 0)
+    except ChildProcessError:
+        # Somebody else waited for it: there is no way to learn the status.
+        asyncio.log.logger.warning(
+            "child process pid %d exit status already read: will report returncode 255", pid
+        )
+        return 255
+    return os.waitstatus_to_exitcode(status)
+
+
+def watch_child(loop: EventLoop, pid: int, exited: Callable[[int], object]) -> None:
+    """Call exited(returncode) in the loop once the child has ended."""
+    try:
+        fd = os.pidfd_open(pid)
+    except OSError:
+        _watch_by_thread(loop, pid, exited)
+        return
+
+    def ended() -> None:
+        loop._remove_reader(fd)
+        os.close(fd)
+        exited(_reap(pid))
+
+    loop._add_reader(fd, ended)
+
+
+def _watch_by_thread(loop: EventLoop, pid: int, exited: Callable[[int], object]) -> None:
+    def wait() -> None:
+        code = _reap(pid)
+        try:
+            loop.call_soon_threadsafe(exited, code)
+        except RuntimeError:  # the loop was closed meanwhile
+            asyncio.log.logger.warning("Loop %r that handles pid %r is closed", loop, pid)
+
+    threading.Thread(target=wait, name=f"aiounify-waitpid-{pid}", daemon=True).start()

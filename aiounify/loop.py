@@ -1,0 +1,224 @@
+"""EventLoop: asyncio's contract on the native engine.
+
+`EventLoop` is `asyncio.SelectorEventLoop` with two things put in front of it: the
+native `Scheduler` (run loop, call_soon and the like, readiness) as first base
+class, and a reactor in place of the selector.  Whatever is not defined here or in
+the scheduler is asyncio's own, with asyncio's types and errors.
+
+What is here runs once per loop, per run or per child process.  Every private part
+of asyncio that this package leans on is listed in `_asyncio_private.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import threading
+import weakref
+from asyncio import events
+from typing import TYPE_CHECKING, Any
+
+from aiounify import _debug
+from aiounify._core.epoll import EpollReactor
+from aiounify._core.scheduler import Scheduler
+from aiounify._core.uring import UringReactor
+from aiounify._selector import ReactorSelector
+from aiounify.backends import OPERATION_NAMES, choose_backend, explain_forced
+from aiounify.children import watch_child
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_loops: weakref.WeakSet[EventLoop] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    # Only the descriptors that the child inherited are closed: the epoll set and the
+    # ring themselves are shared with the parent, who goes on using them.
+    for loop in list(_loops):
+        loop._after_fork()
+    _loops.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+class EventLoop(Scheduler, asyncio.SelectorEventLoop):
+    """An asyncio event loop for Linux, on io_uring or epoll.
+
+    `backend` is "auto" (io_uring if a real ring can be made, else epoll), "uring" or
+    "epoll"; left out, the environment variable AIOUNIFY_BACKEND is asked, then
+    "auto".  A forced backend that cannot be had raises OSError with the kernel's
+    errno; "auto" never fails for that reason.  ValueError for another name.
+
+    The loop belongs to the thread that runs it; other threads use
+    call_soon_threadsafe().  It must be closed.
+    """
+
+    def __init__(self, backend: str | None = None) -> None:
+        self._pid = os.getpid()
+        self._reactor = self._make_reactor(choose_backend(backend), forced=backend)
+        self._attach(self._reactor)
+        super().__init__(ReactorSelector(self))
+        _loops.add(self)
+
+    def _make_reactor(self, backend: str, forced: str | None) -> UringReactor | EpollReactor:
+        if backend == "uring":
+            try:
+                return UringReactor(self._backlog)
+            except OSError as exc:
+                # The probe made a small ring; this one may still be refused (ENOMEM).
+                if explain_forced(forced):
+                    raise
+                self._fallback_reason = str(exc)
+        return EpollReactor(self._backlog)
+
+    @property
+    def backend(self) -> str:
+        """The kernel interface this loop waits in: "uring" or "epoll"."""
+        return self._reactor.backend
+
+    def __repr__(self) -> str:
+        return (
+            f"<{self.__class__.__name__} backend={self.backend} running={self.is_running()} "
+            f"closed={self.is_closed()} debug={self.get_debug()}>"
+        )
+
+    def stats(self) -> dict[str, Any]:
+        """Counters since the loop was made.
+
+        `turns` and `callbacks` of the loop; `syscalls` made by the engine; `polls`
+        (looks that do not wait) and `waits`, with `wait_seconds` spent in them;
+        `wakeups` from other threads; `readiness_events`, `completions`; `operations`
+        by kind; `inline_hits` (operations served without a trip through the wait);
+        `timers_fired`; and what is pending now: `ready`, `timers_pending`, `watched`
+        (watchers of descriptors).  Reading costs one dict, counting nothing that
+        could be measured.
+        """
+        counters = self._counters()
+        counters["backend"] = self.backend
+        counters["operations"] = {
+            OPERATION_NAMES.get(number, str(number)): n
+            for number, n in counters["operations"].items()
+        }
+        return counters
+
+    # -- running --------------------------------------------------------------
+
+    def _check_closed(self) -> None:
+        if self._forked:
+            _debug.check_forked(self)
+        super()._check_closed()
+
+    def _check_forked(self) -> None:
+        _debug.check_forked(self)
+
+    def run_forever(self) -> None:
+        """Run until stop() is called, in this thread."""
+        self._check_closed()
+        self._check_running()
+        self._set_coroutine_origin_tracking(self._debug)
+        hooks = sys.get_asyncgen_hooks()
+        wakeup = False
+        try:
+            self._thread_id = threading.get_ident()
+            sys.set_asyncgen_hooks(
+                firstiter=self._asyncgen_firstiter_hook,
+                finalizer=self._asyncgen_finalizer_hook,
+            )
+            events._set_running_loop(self)
+            wakeup = self._listen_for_signals()
+            self._turns()
+        finally:
+            self._stopping = False
+            self._thread_id = None
+            events._set_running_loop(None)
+            self._set_coroutine_origin_tracking(False)
+            sys.set_asyncgen_hooks(*hooks)
+            if wakeup and not self._signal_handlers:
+                self._restore_wakeup_fd()
+
+    def _listen_for_signals(self) -> bool:
+        """Let every signal write to the self-pipe while the loop runs.
+
+        A signal that lands between the last look at Python's flags and the wait does
+        not interrupt the wait; the byte in the pipe does.  Needed also for handlers
+        set with signal.signal(), among them asyncio.Runner's for Ctrl-C.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            return False
+        fd = self._csock.fileno()
+        previous = signal.set_wakeup_fd(fd, warn_on_full_buffer=False)
+        if previous not in (-1, fd):
+            # Somebody else listens; asyncio would not take it from them either.
+            signal.set_wakeup_fd(previous)
+            return False
+        return previous == -1
+
+    def _restore_wakeup_fd(self) -> None:
+        current = signal.set_wakeup_fd(-1)
+        if self._csock is None or current != self._csock.fileno():
+            signal.set_wakeup_fd(current)
+
+    def remove_signal_handler(self, sig: int) -> bool:
+        """Remove a handler set with add_signal_handler(); False if there was none."""
+        removed = super().remove_signal_handler(sig)
+        if removed and not self._signal_handlers and self.is_running():
+            self._listen_for_signals()
+        return removed
+
+    def add_signal_handler(
+        self, sig: int, callback: Callable[..., object], *args: object
+    ) -> None:
+        """Call callback(*args) in the loop when the signal arrives; main thread only."""
+        super().add_signal_handler(sig, callback, *args)
+
+    # -- exceptional conditions -------------------------------------------------
+
+    def add_priority(self, fd: Any, callback: Callable[..., object], *args: object) -> None:
+        """Call callback(*args) in each turn in which `fd` has an exceptional condition.
+
+        That is POLLPRI: out-of-band data on a TCP socket, a change in a cgroup or
+        sysfs attribute, a pressure trigger.  `fd` is a descriptor or has fileno().
+        Level-triggered, like add_reader().  PermissionError for files that cannot be
+        polled; see poll(2).
+        """
+        self._ensure_fd_no_transport(fd)
+        self._add_priority(fd, callback, *args)
+
+    def remove_priority(self, fd: Any) -> bool:
+        """Undo add_priority(); False if there was nothing to undo."""
+        self._ensure_fd_no_transport(fd)
+        return self._remove_priority(fd)
+
+    # -- child processes ----------------------------------------------------------
+
+    async def _make_subprocess_transport(
+        self,
+        protocol: Any,
+        args: Any,
+        shell: bool,
+        stdin: Any,
+        stdout: Any,
+        stderr: Any,
+        bufsize: int,
+        extra: Any = None,
+        **kwargs: Any,
+    ) -> asyncio.SubprocessTransport:
+        waiter = self.create_future()
+        transport = asyncio.unix_events._UnixSubprocessTransport(
+            self, protocol, args, shell, stdin, stdout, stderr, bufsize,
+            waiter=waiter, extra=extra, **kwargs,
+        )
+        watch_child(self, transport.get_pid(), transport._process_exited)
+        try:
+            await waiter
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException:
+            transport.close()
+            await transport._wait()
+            raise
+        return transport
