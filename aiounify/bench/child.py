@@ -57,6 +57,8 @@ class Child:
         try:
             reply = self._channel.reply(timeout)
         except TimeoutError:
+            # Its answer may still come, and would be taken for the answer to the next command.
+            self._process.kill()
             raise ChildError(f"no answer within {timeout:g} s") from None
         except ClosedError:
             raise ChildError(self._death()) from None

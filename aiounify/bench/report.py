@@ -117,10 +117,10 @@ def _lateness_cells(result: RowResult) -> tuple[list[str], dict[str, list[str]]]
 def _rate_cells(result: RowResult, base: str) -> tuple[list[str], dict[str, list[str]]]:
     unit = result.row.unit
     latencies = any("p50" in window for ws in result.windows.values() for window in ws)
-    head = [f"{unit}/s", f"x {base}", "low-high", "cpu us", "x", "user", "sys"]
+    head = [f"{unit}/s", f"x {base}", "low-high", "busy", "cpu us", "x", "user", "sys"]
     head += ["instr:u", "x", "instr", "x"]
     if latencies:
-        head += ["p50 us", "p99 us", "busy", "client"]
+        head += ["p50 us", "p99 us", "client"]
     cells: dict[str, list[str]] = {}
     for name, windows in result.windows.items():
         reference = result.windows.get(base)
@@ -134,13 +134,14 @@ def _rate_cells(result: RowResult, base: str) -> tuple[list[str], dict[str, list
 
         rate = against("rate")
         line = [_number(stats.median(windows, "rate")), _ratio(rate), _spread(rate)]
+        line.append(_percent(stats.median(windows, "busy")))
         line += [_micro(stats.median(windows, "cpu")), _ratio(against("cpu"))]
         line += [_micro(stats.median(windows, part)) for part in ("user", "system")]
         for metric in ("instructions_user", "instructions"):
             line += [_number(stats.median(windows, metric)), _ratio(against(metric))]
         if latencies:
             line += [_micro(stats.median(windows, part)) for part in ("p50", "p99")]
-            line += [_percent(stats.median(windows, part)) for part in ("busy", "client_busy")]
+            line.append(_percent(stats.median(windows, "client_busy")))
         cells[name] = line
     return head, cells
 

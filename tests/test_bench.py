@@ -1,0 +1,421 @@
+"""The benchmark command: its arguments, its arithmetic, and one real run without timing claims."""
+
+import asyncio
+import importlib.util
+import json
+import os
+import socket
+import threading
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from aiounify import bench
+from aiounify.bench import cli, machine, registry, report, rows, runner, stats
+from aiounify.bench.channel import Channel, ClosedError, Measurement, Reply
+from aiounify.bench.child import Child, ChildError
+from aiounify.bench.counters import Counters
+from aiounify.bench.rows import LoopRow, ServerRow
+from aiounify.bench.rows.base import Run
+from aiounify.bench.runner import Options, RowResult
+from aiounify.bench.worker import operations
+
+OPTIONS = Options(rounds=2, window=0.01, server_cpu=0, client_cpu=0)
+
+needs_loadgen = pytest.mark.skipif(
+    importlib.util.find_spec("aiounify.bench._loadgen") is None,
+    reason="the load generator is not built",
+)
+
+
+def window(ops: int, seconds: float, cpu: float = 0.0, **more: int) -> Measurement:
+    measured: Measurement = {
+        "ops": ops,
+        "seconds": seconds,
+        "cpu": cpu,
+        "user": cpu,
+        "system": 0.0,
+        "instructions_user": more.get("instructions_user"),
+        "instructions": more.get("instructions"),
+    }
+    return measured
+
+
+# Registry and rows
+
+
+def test_default_loops_and_peers_make_up_the_registry() -> None:
+    assert set(registry.DEFAULT).isdisjoint(registry.PEERS)
+    assert {*registry.DEFAULT, *registry.PEERS} == set(registry.LOOPS)
+    assert registry.BASE in registry.DEFAULT
+
+
+def test_asyncio_column_is_asyncios_own_loop() -> None:
+    loop = registry.LOOPS["asyncio"].new()
+    try:
+        assert type(loop).__module__.startswith("asyncio.")
+    finally:
+        loop.close()
+
+
+def test_missing_module_is_an_import_error() -> None:
+    with pytest.raises(ModuleNotFoundError):
+        registry.Loop("none", "aiounify_no_such_module").new()
+
+
+def test_every_row_says_what_it_is() -> None:
+    for name, row in rows.ROWS.items():
+        assert name == row.name
+        assert row.summary.endswith(".")
+        assert row.unit
+        assert row.groups
+        assert isinstance(row, LoopRow | ServerRow)
+
+
+def test_names_of_rows_and_groups_do_not_collide() -> None:
+    shared = set(rows.ROWS) & set(rows.GROUPS)
+    # A group may have the name of its only row.
+    assert all(rows.GROUPS[name] == [name] for name in shared)
+
+
+def test_select_takes_rows_and_groups_in_table_order() -> None:
+    assert rows.select([]) == list(rows.ROWS.values())
+    chosen = [row.name for row in rows.select(["timers", "task", "call_soon"])]
+    order = list(rows.ROWS)
+    assert {"task", "call_soon-chain", "timer-fire"} <= set(chosen)
+    assert all(order.index(a) < order.index(b) for a, b in pairwise(chosen))
+
+
+def test_unknown_row_is_told_what_was_meant() -> None:
+    with pytest.raises(rows.UnknownRowError, match="did you mean call_soon"):
+        rows.select(["callsoon"])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        row.name
+        for row in rows.ROWS.values()
+        if isinstance(row, LoopRow) and row.name not in ("timer-fire", "import")
+    ],
+)
+def test_loop_rows_do_their_batch_on_asyncio(name: str) -> None:
+    row = rows.ROWS[name]
+    assert isinstance(row, LoopRow)
+    loop = asyncio.SelectorEventLoop()
+    asyncio.set_event_loop(loop)
+    try:
+        run: Run = row.prepare(loop)
+        result = run(2 * row.batch)
+        if row.lateness:
+            assert result is not None
+            assert len(result["lateness_ns"]) == 2
+        loop.run_until_complete(loop.shutdown_default_executor())
+    finally:
+        asyncio.set_event_loop(None)
+        loop.close()
+
+
+# Arguments
+
+
+def test_list_names_all_rows_and_groups(capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench.main(["list"]) == 0
+    out = capsys.readouterr().out
+    for name in [*rows.ROWS, *rows.GROUPS, *registry.LOOPS]:
+        assert name in out
+
+
+def test_wrong_row_is_exit_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench.main(["tcp-1k-x10"]) == 2
+    assert "did you mean tcp-1k-x1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [["--loops", "uvlop"], ["--rounds", "0"], ["--window", "-1"], ["--base", "x"], ["--no-such"]],
+)
+def test_wrong_arguments_are_exit_status_2(
+    argv: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        bench.main(argv)
+    assert exit_.value.code == 2
+    assert "error" in capsys.readouterr().err
+
+
+def test_loops_are_split_once_each() -> None:
+    assert cli.parse(["--loops", "uvloop, asyncio,uvloop"]).loops == ["uvloop", "asyncio"]
+
+
+# Arithmetic
+
+
+def test_order_turns_round_and_lets_each_loop_begin() -> None:
+    names = ["a", "b", "c"]
+    turns = [runner.order(names, turn) for turn in range(6)]
+    assert turns[0] == ["a", "b", "c"]
+    assert turns[1] == ["c", "b", "a"]
+    assert {turn[0] for turn in turns} == set(names)
+    assert all(sorted(turn) == names for turn in turns)
+
+
+def test_ratio_is_the_median_of_the_ratios_within_rounds() -> None:
+    # The machine slows down by half after each round: the medians alone would say 1.5.
+    mine = [window(200, 1.0), window(150, 1.0), window(50, 1.0)]
+    base = [window(100, 1.0), window(50, 1.0), window(25, 1.0)]
+    found = stats.ratio(mine, base, "rate")
+    assert found == stats.Ratio(2.0, 2.0, 3.0)
+    assert stats.median(mine, "rate") == 150
+
+
+def test_values_are_per_operation() -> None:
+    windows = [window(1000, 2.0, 1.0, instructions=5_000, instructions_user=2_000)]
+    assert stats.median(windows, "rate") == 500
+    assert stats.median(windows, "cpu") == pytest.approx(0.001)
+    assert stats.median(windows, "busy") == pytest.approx(0.5)
+    assert stats.median(windows, "instructions") == 5
+    assert stats.median(windows, "instructions_user") == 2
+
+
+def test_missing_value_is_none_and_never_zero() -> None:
+    some = [window(1, 1.0, instructions=7), window(1, 1.0)]
+    assert stats.median(some, "instructions") is None
+    assert stats.ratio(some, some, "instructions") is None
+    assert stats.ratio(some, [window(1, 1.0, cpu=0.0)] * 2, "cpu") is None
+    assert stats.median([], "rate") is None
+
+
+def test_lateness_counts_early_returns() -> None:
+    windows: list[Measurement] = [{"lateness_ns": [-5, 10]}, {"lateness_ns": [20, 30, 0]}]
+    assert stats.lateness(windows) == (10e-9, 30e-9, 1, 5)
+
+
+def test_percentile_is_a_value_that_occurred() -> None:
+    assert stats.percentile([3, 1, 2], 0.5) == 2
+    assert stats.percentile([1], 0.99) == 1
+    assert stats.percentile(list(range(100)), 0.99) == 99
+
+
+def test_operations_fill_the_window_in_whole_batches() -> None:
+    assert operations(100, 0.1, 1.0, 1) == 1000
+    assert operations(100, 0.1, 1.0, 300) == 900
+    assert operations(1000, 10.0, 1.0, 1000) == 1000
+
+
+# Report
+
+
+def result_of(name: str = "task") -> RowResult:
+    return RowResult(
+        rows.ROWS[name],
+        {
+            "uvloop": [window(1000, 1.0, 1.0), window(1000, 1.0, 1.0)],
+            "asyncio": [window(500, 1.0, 1.0), window(250, 1.0, 1.0)],
+        },
+        {"rloop": "RuntimeError: no"},
+    )
+
+
+def test_table_shows_ratios_missing_columns_and_failures() -> None:
+    lines = report.row_table(result_of(), ["asyncio", "uvloop", "rloop"], "uvloop").splitlines()
+    assert lines[0].startswith("task: ")
+    assert "task/s" in lines[1]
+    assert lines[2].split()[:4] == ["asyncio", "375", "0.38", "0.25-0.50"]
+    assert "n/a" in lines[2]
+    assert lines[4].split(maxsplit=1) == ["rloop", "failed: RuntimeError: no"]
+    assert len(lines[1]) == len(lines[2]) == len(lines[3])
+
+
+def test_table_without_the_base_has_no_ratios() -> None:
+    result = result_of()
+    del result.windows["uvloop"]
+    line = report.row_table(result, ["asyncio"], "uvloop").splitlines()[2]
+    assert line.split()[:4] == ["asyncio", "375", "n/a", "n/a"]
+
+
+def test_heading_gives_each_reason_once() -> None:
+    where = machine.describe(
+        {"asyncio": "3.13"}, {"instructions_user": "no PMU", "instructions": "no PMU"}
+    )
+    text = report.heading(where, OPTIONS, {"rloop": "ModuleNotFoundError"})
+    assert text.count("no PMU") == 1
+    assert "left out: rloop: ModuleNotFoundError" in text
+
+
+def test_json_has_medians_ratios_and_windows() -> None:
+    where = machine.describe({"asyncio": "3.13"}, {})
+    document = json.loads(report.as_json(where, OPTIONS, {}, [result_of()], "uvloop"))
+    [row] = document["rows"]
+    assert row["name"] == "task"
+    assert row["loops"]["rloop"] == {"failed": "RuntimeError: no"}
+    assert row["loops"]["asyncio"]["median"]["rate"] == 375
+    assert row["loops"]["asyncio"]["median"]["instructions"] is None
+    assert row["loops"]["asyncio"]["ratio"]["rate"]["median"] == pytest.approx(0.375)
+    assert len(row["loops"]["asyncio"]["windows"]) == 2
+
+
+# Processes
+
+
+def test_counters_measure_or_say_why_not() -> None:
+    counters = Counters()
+    before = counters.sample()
+    sum(range(100_000))
+    measured = counters.sample().since(before, 10)
+    assert measured["ops"] == 10
+    assert measured["seconds"] > 0
+    assert measured["cpu"] > 0
+    for name, value in (
+        ("instructions_user", measured["instructions_user"]),
+        ("instructions", measured["instructions"]),
+    ):
+        if name in counters.missing:
+            assert value is None
+            assert counters.missing[name]
+        else:
+            assert value is not None
+            assert value > 0
+
+
+def test_channel_keeps_messages_apart() -> None:
+    left, right = socket.socketpair()
+    with left, right:
+        here, there = Channel(left), Channel(right)
+        here.send(Reply(ready=True))
+        here.send(Reply(failed="no"))
+        assert there.reply(1.0) == {"ready": True}
+        assert there.reply(1.0) == {"failed": "no"}
+        with pytest.raises(TimeoutError):
+            there.reply(0.01)
+        here.close()
+        with pytest.raises(ClosedError):
+            there.command()
+
+
+def test_child_that_dies_says_how() -> None:
+    child = Child("aiounify.bench.worker", "--no-such-argument")
+    with child, pytest.raises(ChildError, match="exited with status 2"):
+        child.wait_ready(20)
+
+
+def test_loop_that_cannot_be_had_gives_a_reason() -> None:
+    cpu = min(os.sched_getaffinity(0))
+    child = Child("aiounify.bench.worker", "--cpu", str(cpu), "--loop", "nonsense")
+    with child, pytest.raises(ChildError, match="KeyError"):
+        child.wait_ready(20)
+
+
+@needs_loadgen
+def test_quick_run_of_a_loop_row_and_an_echo_row(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "result.json"
+    argv = ["sleep0", "tcp-1k-x100", "lateness-50us", "--quick", "--rounds", "2"]
+    argv += ["--window", "0.02", "--loops", "asyncio", "--base", "asyncio", "--json", str(target)]
+    affinity = os.sched_getaffinity(0)
+    assert bench.main(argv) == 0
+    assert os.sched_getaffinity(0) == affinity
+    out = capsys.readouterr().out
+    assert "failed" not in out
+    document = json.loads(target.read_text())
+    assert [row["name"] for row in document["rows"]] == ["sleep0", "lateness-50us", "tcp-1k-x100"]
+    for row in document["rows"]:
+        found = row["loops"]["asyncio"]
+        assert len(found["windows"]) == 2
+        assert all(measured["ops"] > 0 for measured in found["windows"])
+    assert document["rows"][1]["loops"]["asyncio"]["lateness"]["early"] == 0
+    assert document["rows"][2]["loops"]["asyncio"]["median"]["p99"] > 0
+
+
+# The load generator against servers that misbehave
+
+
+def _serve_once(reply: bytes) -> tuple[str, int]:
+    """A server in a thread that answers one request with these bytes and closes."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    address: tuple[str, int] = listener.getsockname()
+
+    def serve() -> None:
+        with listener:
+            # The first connection is the load generator's look at the address.
+            listener.accept()[0].close()
+            with listener.accept()[0] as connection:
+                connection.recv(1 << 16)
+                connection.sendall(reply)
+
+    threading.Thread(target=serve, daemon=True).start()
+    return address
+
+
+@needs_loadgen
+@pytest.mark.parametrize(
+    ("reply", "message"),
+    [(b"", "closed"), (b"short", "differs"), (b"x" * 100, "length")],
+)
+def test_load_generator_verifies_the_echo(reply: bytes, message: str) -> None:
+    from aiounify.bench._loadgen import Load
+
+    load = Load(_serve_once(reply), 1, 64)
+    with pytest.raises(ValueError, match=message):
+        load.run(0.05)
+    load.close()
+    with pytest.raises(ValueError, match="closed"):
+        load.run(0.05)
+
+
+@needs_loadgen
+@pytest.mark.parametrize("kind", ["stream", "reconnect"])
+@pytest.mark.parametrize("family", ["inet", "unix"])
+async def test_load_generator_conversations(kind: str, family: str, tmp_path: Path) -> None:
+    from aiounify.bench._loadgen import Load
+
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(1 << 16):
+            writer.write(data)
+        writer.close()
+
+    address: tuple[str | int, ...]
+    if family == "inet":
+        server = await asyncio.start_server(echo, "127.0.0.1", 0)
+        address = server.sockets[0].getsockname()
+    else:
+        address = (str(tmp_path / "socket"),)
+        server = await asyncio.start_unix_server(echo, address[0])
+    loop = asyncio.get_running_loop()
+    load = await loop.run_in_executor(None, Load, address, 3, 100_000, kind)
+    measured = await loop.run_in_executor(None, load.run, 0.05)
+    load.close()
+    server.close()
+    await asyncio.sleep(0.01)
+    assert measured["ops"] >= 3
+    assert measured["seconds"] > 0
+    assert 0 < measured["p50"] <= measured["p99"]
+
+
+@needs_loadgen
+async def test_load_generator_datagrams() -> None:
+    from aiounify.bench._loadgen import Load
+
+    class Echo(asyncio.DatagramProtocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            assert isinstance(transport, asyncio.DatagramTransport)
+            self.transport = transport
+            self.dropped = False
+
+        def datagram_received(self, data: bytes, address: tuple[str | object, int]) -> None:
+            if not self.dropped:
+                self.dropped = True
+                return
+            self.transport.sendto(data, address)
+
+    loop = asyncio.get_running_loop()
+    transport, _ = await loop.create_datagram_endpoint(Echo, local_addr=("127.0.0.1", 0))
+    address = transport.get_extra_info("sockname")
+    load = Load(address, 1, 64, "datagram")
+    measured = await loop.run_in_executor(None, load.run, 0.3)
+    load.close()
+    transport.close()
+    assert measured["ops"] > 0
+    assert measured["resent"] == 1
