@@ -22,7 +22,7 @@ The address decides the family: (host, port) is IPv4 or IPv6, (path,) a unix soc
 
 from cpython.exc cimport PyErr_SetFromErrno
 from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_Malloc
-from libc.errno cimport EAGAIN, EINPROGRESS, EINTR, ETIMEDOUT, errno
+from libc.errno cimport EAGAIN, EINPROGRESS, EINTR, errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
@@ -268,7 +268,7 @@ cdef class Load:
         """Nothing came for RESEND_MS."""
         cdef int i
         if _now() - self._last > SILENCE_MS * <int64_t>1_000_000:
-            errno = ETIMEDOUT
+            self._wrong = b"no answer for 5 seconds"
             return -1
         if self._kind == DATAGRAM:
             for i in range(self._count):
