@@ -251,7 +251,7 @@ cdef class Load:
         cdef epoll_event events[EVENTS]
         cdef int i, n
         for i in range(self._count):
-            if self._begin(&self._all[i]) < 0:
+            if self._begin(&self._all[i], _now()) < 0:
                 return -1
         while self._busy:
             n = epoll_wait(self._epoll, events, EVENTS, RESEND_MS)
@@ -296,10 +296,10 @@ cdef class Load:
         event.data.ptr = connection
         return epoll_ctl(self._epoll, EPOLL_CTL_ADD, connection.fd, &event)
 
-    cdef int _begin(self, Connection *connection) noexcept nogil:
+    cdef int _begin(self, Connection *connection, int64_t now) noexcept nogil:
         """Begin a request."""
         connection.sent = connection.got = 0
-        connection.began = _now()
+        connection.began = now
         connection.busy = True
         self._busy += 1
         if connection.fd < 0 and self._connect(connection) < 0:
@@ -363,5 +363,5 @@ cdef class Load:
             close(connection.fd)
             connection.fd = -1
         if now < self._deadline:
-            return self._begin(connection)
+            return self._begin(connection, now)
         return 0

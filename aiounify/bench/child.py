@@ -19,7 +19,14 @@ _GRACE = 2.0
 
 
 class ChildError(Exception):
-    """A child could not do what it was asked; the text goes into the table."""
+    """A child could not do what it was asked; the text goes into the table.
+
+    `output` is what the child had printed until then, with its traceback if there was one.
+    """
+
+    def __init__(self, reason: str, output: str) -> None:
+        super().__init__(reason)
+        self.output = output
 
 
 class Child:
@@ -59,18 +66,18 @@ class Child:
         except TimeoutError:
             # Its answer may still come, and would be taken for the answer to the next command.
             self._process.kill()
-            raise ChildError(f"no answer within {timeout:g} s") from None
+            raise self._error(f"no answer within {timeout:g} s") from None
         except ClosedError:
-            raise ChildError(self._death()) from None
+            raise self._error(self._death()) from None
         if "failed" in reply:
-            raise ChildError(reply["failed"])
+            raise self._error(reply["failed"])
         return reply
 
     def ask(self, command: Command, timeout: float) -> Reply:
         try:
             self._channel.send(command)
         except ClosedError:
-            raise ChildError(self._death()) from None
+            raise self._error(self._death()) from None
         return self.wait_ready(timeout)
 
     def close(self) -> None:
@@ -83,8 +90,10 @@ class Child:
             self._process.wait()
         os.close(self._output)
 
-    def output(self) -> str:
-        """What the child printed, for a closer look at a failure."""
+    def _error(self, reason: str) -> ChildError:
+        return ChildError(reason, self._printed())
+
+    def _printed(self) -> str:
         # Not read(): the child writes at the offset that both share.
         size = os.fstat(self._output).st_size
         return os.pread(self._output, size, 0).decode(errors="replace")
@@ -94,7 +103,7 @@ class Child:
             status = self._process.wait(_GRACE)
         except subprocess.TimeoutExpired:
             return "closed its channel"
-        lines = self.output().strip().splitlines()
+        lines = self._printed().strip().splitlines()
         last = f" ({lines[-1].strip()})" if lines else ""
         if status < 0:
             return f"died of {signal.Signals(-status).name}{last}"

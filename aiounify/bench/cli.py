@@ -76,6 +76,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
         help="a smoke test: few short windows; the numbers are not worth quoting",
     )
     parser.add_argument(
+        "--verbose", action="store_true", help="with a failure, show what the process printed"
+    )
+    parser.add_argument(
         "--json", metavar="FILE", help="also write everything to FILE ('-': stdout)"
     )
     return parser.parse_args(argv)
@@ -171,6 +174,9 @@ def run(argv: list[str]) -> int:
             results.append(result)
             progress.clear()
             print("\n" + report.row_table(result, list(versions), arguments.base), file=out)
+            if arguments.verbose:
+                for name, text in result.output.items():
+                    print(f"\n-- {row.name}, {name}:\n{text.rstrip()}", file=out)
             out.flush()
         steal = _share(before, machine.stolen())
         if steal >= 0.01:

@@ -41,6 +41,8 @@ class RowResult:
     row: Row
     windows: dict[str, list[Measurement]] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+    #: What the failed ones had printed.
+    output: dict[str, str] = field(default_factory=dict)
 
 
 def order(names: Sequence[str], turn: int) -> list[str]:
@@ -138,6 +140,7 @@ def run_row(
                 yield
             except ChildError as exc:
                 result.failed[name] = str(exc)
+                result.output[name] = exc.output
                 result.windows.pop(name, None)
                 drivers.pop(name, None)
 
@@ -150,6 +153,7 @@ def run_row(
                 client.wait_ready(_START)
             except ChildError as exc:
                 result.failed.update(dict.fromkeys(loops, f"load generator: {exc}"))
+                result.output.update(dict.fromkeys(loops, exc.output))
                 return result
         for name in loops:
             progress(f"{row.name}: {name} starts")
