@@ -1,7 +1,10 @@
 from collections.abc import Sequence
 
+from typing_extensions import disjoint_base
+
 from aiounify.bench.channel import Measurement
 
+@disjoint_base
 class Load:
     def __init__(
         self,

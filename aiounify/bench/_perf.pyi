@@ -1,3 +1,6 @@
+from typing_extensions import disjoint_base
+
+@disjoint_base
 class Counter:
     def __init__(self, user_only: bool) -> None: ...
     def read(self) -> int | None: ...

@@ -1,0 +1,6 @@
+from typing_extensions import disjoint_base
+
+from aiounify._core.reactor import Reactor
+
+@disjoint_base
+class EpollReactor(Reactor): ...

@@ -1,0 +1,11 @@
+"""What _kernel_build.py declares; cffi compiles it."""
+
+from _cffi_backend import FFI
+from typing import Protocol
+
+class _Lib(Protocol):
+    def aio_futex_waitv(self, waiters: FFI.CData, count: int, flags: int, /) -> int: ...
+    def aio_pidfd_open(self, pid: int, flags: int, /) -> int: ...
+
+ffi: FFI
+lib: _Lib
