@@ -3,7 +3,7 @@
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-CFLAGS = ["-O2", "-fno-semantic-interposition", "-Wall", "-Wno-unused-function"]
+CFLAGS = ["-O3", "-fno-semantic-interposition", "-Wall", "-Wno-unused-function"]
 CORE = ["scheduler", "reactor", "uring", "epoll"]
 
 extensions = [
@@ -14,6 +14,11 @@ extensions = [
         extra_compile_args=CFLAGS,
     )
     for name in CORE
+] + [
+    Extension(
+        f"aiounify.bench.{name}", [f"aiounify/bench/{name}.pyx"], extra_compile_args=CFLAGS
+    )
+    for name in ("_loadgen", "_perf")
 ]
 
 setup(

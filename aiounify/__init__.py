@@ -55,6 +55,9 @@ def run(
     closes the loop.  Ctrl-C cancels the main task.  RuntimeError if a loop runs in
     this thread already.
     """
+    if asyncio._get_running_loop() is not None:
+        main.close()
+        raise RuntimeError("aiounify.run() cannot be called from a running event loop")
     with asyncio.Runner(debug=debug, loop_factory=loop_factory) as runner:
         return runner.run(main)
 

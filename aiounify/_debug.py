@@ -7,6 +7,7 @@ asyncio's own, so that log filters and tests written for it keep working.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
 import sys
 from asyncio import format_helpers
@@ -19,13 +20,19 @@ if TYPE_CHECKING:
 
     from aiounify.loop import EventLoop
 
+# from 3.13 on asyncio shows arguments in debug mode only
+_SOURCE_DEBUG = (
+    "debug" in inspect.signature(format_helpers._format_callback_source).parameters
+)
 # scheduler's STATE_ bits
 _CLOSED, _DEBUG, _FORKED = 1, 2, 4
 
 
 def report_exception(loop: EventLoop, handle: Any, exception: BaseException) -> None:
     """An exception left a callback: tell the loop's exception handler."""
-    source = format_helpers._format_callback_source(handle._callback, handle._args)
+    source = format_helpers._format_callback_source(
+        handle._callback, handle._args, **({"debug": loop.get_debug()} if _SOURCE_DEBUG else {})
+    )
     context = {
         "message": f"Exception in callback {source}",
         "exception": exception,

@@ -61,7 +61,12 @@ class EventLoop(Scheduler, asyncio.SelectorEventLoop):
         self._pid = os.getpid()
         self._reactor = self._make_reactor(choose_backend(backend), forced=backend)
         self._attach(self._reactor)
-        super().__init__(ReactorSelector(self))
+        try:
+            super().__init__(ReactorSelector(self))
+        except BaseException:
+            self._closed = True
+            self._detach()
+            raise
         _loops.add(self)
 
     def _make_reactor(self, backend: str, forced: str | None) -> UringReactor | EpollReactor:

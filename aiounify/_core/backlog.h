@@ -25,6 +25,7 @@ enum {
     HANDLE_KEEP = 2, /* readiness watchers run many times: keep the contents */
     HANDLE_TIMER = 4,
     HANDLE_WHEN_GIVEN = 8, /* `when` is the float the caller passed to call_at() */
+    HANDLE_SHARED = 16,    /* `context` is a snapshot others use too: see context.h */
 };
 
 struct BacklogObject;

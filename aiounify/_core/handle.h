@@ -31,6 +31,7 @@
 #include <structmember.h>
 
 #include "backlog.h"
+#include "context.h"
 
 #define HANDLE_FREELIST_MAX 2048
 
@@ -49,8 +50,9 @@ static inline HandleObject *handle_alloc(int timer)
     PyTypeObject *type = timer ? TimerHandle_Type : Handle_Type;
     HandleObject *h;
     if (handle_free_count[timer]) {
+        /* dead but whole: it kept its type, and the reference to it */
         h = handle_free[timer][--handle_free_count[timer]];
-        (void)PyObject_Init((PyObject *)h, type);
+        Py_SET_REFCNT((PyObject *)h, 1);
     } else if (timer) {
         h = PyObject_GC_New(HandleObject, type);
     } else {
@@ -64,9 +66,10 @@ static inline HandleObject *handle_new(int timer, PyObject *loop, PyObject *call
                                        PyObject *const *args, Py_ssize_t nargs,
                                        PyObject *context)
 {
+    uint32_t flags = timer ? HANDLE_TIMER : 0;
     if (context)
         Py_INCREF(context);
-    else if (!(context = PyContext_CopyCurrent()))
+    else if (!(context = context_capture(&flags)))
         return NULL;
     PyObject *overflow = NULL;
     if (nargs > HANDLE_INLINE_ARGS) {
@@ -89,7 +92,7 @@ static inline HandleObject *handle_new(int timer, PyObject *loop, PyObject *call
     h->context = context;
     h->debug = NULL;
     h->weakrefs = NULL;
-    h->flags = timer ? HANDLE_TIMER : 0;
+    h->flags = flags;
     h->index = -1;
     h->backlog = NULL;
     if (overflow) {
@@ -161,9 +164,11 @@ static void handle_dealloc(PyObject *self)
         handle_drop(h);
     if (h->debug)
         Py_CLEAR(h->debug);
-    if (handle_free_count[timer] < HANDLE_FREELIST_MAX)
+    if (handle_free_count[timer] < HANDLE_FREELIST_MAX) {
         handle_free[timer][handle_free_count[timer]++] = h;
-    else if (timer)
+        return;
+    }
+    if (timer)
         PyObject_GC_Del(h);
     else
         PyObject_Free(h);
@@ -228,9 +233,24 @@ static PyObject *handle_cancelled(PyObject *self, PyObject *Py_UNUSED(ignored))
     return PyBool_FromLong(((HandleObject *)self)->flags & HANDLE_CANCELLED);
 }
 
+/* Give the handle a context of its own.  -1 with MemoryError set. */
+static int handle_own_context(HandleObject *h)
+{
+    if (h->context && h->flags & HANDLE_SHARED) {
+        PyObject *own = PyContext_Copy(h->context);
+        if (!own)
+            return -1;
+        Py_SETREF(h->context, own);
+        h->flags &= ~HANDLE_SHARED;
+    }
+    return 0;
+}
+
 static PyObject *handle_get_context(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
     HandleObject *h = (HandleObject *)self;
+    if (handle_own_context(h) < 0)
+        return NULL;
     return Py_NewRef(h->context ? h->context : Py_None);
 }
 

@@ -120,15 +120,21 @@ static int timers_expire(BacklogObject *q)
 
 /* ---- running ------------------------------------------------------------- */
 
+static PyObject *no_arguments; /* () */
+
 /* Call a handle.  Returns the call's result, or NULL with the exception set.
  * The contents are moved to the stack first, for the callback may cancel its own
- * handle; `keep` leaves them in the handle as well. */
+ * handle; `keep` leaves them in the handle as well.  After a failure they are in the
+ * handle again, with the context it ran in, for the report. */
 static PyObject *handle_call(HandleObject *h, int keep)
 {
     PyObject *stack[HANDLE_INLINE_ARGS + 1];
-    PyObject *callback = h->callback, *context = h->context;
+    PyObject *callback = h->callback, *context = h->context, *work = context;
     PyObject *result = NULL;
     int32_t n = h->nargs, held = n < 0 ? 1 : n;
+    int shared = (h->flags & HANDLE_SHARED) != 0;
+    if (shared && !(work = context_borrow(context)))
+        return NULL;
     for (int i = 0; i < held; i++)
         stack[i + 1] = h->args[i];
     if (keep) {
@@ -141,24 +147,36 @@ static PyObject *handle_call(HandleObject *h, int keep)
         h->nargs = 0;
         Py_CLEAR(h->loop);
     }
-    if (PyContext_Enter(context) == 0) {
-        if (n < 0)
+    if (PyContext_Enter(work) == 0) {
+        if (n == 0 && !PyType_HasFeature(Py_TYPE(callback), Py_TPFLAGS_HAVE_VECTORCALL)
+            && Py_TYPE(callback)->tp_call)
+            /* the step of a C Task, most of all: no arguments, no vectorcall */
+            result = Py_TYPE(callback)->tp_call(callback, no_arguments, NULL);
+        else if (n < 0)
             result = PyObject_Vectorcall(callback, &PyTuple_GET_ITEM(stack[1], 0),
                                          PyTuple_GET_SIZE(stack[1]), NULL);
         else
             result = PyObject_Vectorcall(callback, stack + 1,
                                          n | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
-        if (PyContext_Exit(context) < 0)
+        if (PyContext_Exit(work) < 0)
             Py_CLEAR(result);
     }
-    if (!result && !keep && !(h->flags & HANDLE_CANCELLED) && !h->callback) {
-        /* the report names the callback: give everything back to the handle */
-        h->callback = callback;
-        h->context = context;
-        h->nargs = n;
-        for (int i = 0; i < held; i++)
-            h->args[i] = stack[i + 1];
-        return NULL;
+    if (!result) {
+        if (shared)
+            Py_SETREF(context, work); /* the handler sees what the callback set */
+        h->flags &= ~HANDLE_SHARED;
+        if (!h->context && !h->callback && !(h->flags & HANDLE_CANCELLED)) {
+            h->callback = callback;
+            h->context = context;
+            h->nargs = n;
+            for (int i = 0; i < held; i++)
+                h->args[i] = stack[i + 1];
+            return NULL;
+        }
+        if (h->context)
+            Py_SETREF(h->context, Py_NewRef(context));
+    } else if (shared) {
+        context_return(work);
     }
     Py_DECREF(callback);
     for (int i = 0; i < held; i++)
@@ -185,6 +203,8 @@ static int handle_failed(PyObject *loop, HandleObject *h, int keep)
     PyErr_NormalizeException(&type, &exc, &tb);
     if (tb)
         PyException_SetTraceback(exc, tb);
+    if (!h->loop)
+        h->loop = Py_NewRef(loop); /* the report's repr asks it for its debug flag */
     PyObject *argv[] = {NULL, loop, (PyObject *)h, exc};
     PyObject *r = PyObject_Vectorcall(handle_report, argv + 1,
                                       3 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
@@ -240,35 +260,79 @@ static PyObject *slow_check(BacklogObject *q, PyObject *loop, PyObject *callback
     return PyObject_CallFunction(schedule_check, "OIOs", loop, q->state, callback, name);
 }
 
-/* Takes `context=` out of the keywords.  -1 with TypeError set. */
-static inline int schedule_args(PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames,
-                                Py_ssize_t least, const char *name, const char *missing,
-                                PyObject **context)
+static PyObject *name_context; /* "context", interned as the names of keywords are */
+
+/* The arguments of call_soon() and its kin, with `context=` taken out. */
+struct schedule_args {
+    PyObject *const *args;
+    Py_ssize_t nargs;
+    PyObject *context;
+    PyObject *named[2]; /* for required arguments given by keyword */
+};
+
+/* Keywords other than context=: they may name required arguments, as in asyncio.
+ * -1 with TypeError set. */
+static int schedule_keywords(struct schedule_args *a, PyObject *kwnames, const char *name,
+                             const char *const *required, Py_ssize_t n_required)
 {
-    *context = NULL;
-    if (nargs < least) {
-        PyErr_Format(PyExc_TypeError, "%s() missing required positional argument: '%s'",
-                     name, missing);
-        return -1;
-    }
-    if (kwnames) {
-        Py_ssize_t n = PyTuple_GET_SIZE(kwnames);
-        for (Py_ssize_t i = 0; i < n; i++) {
-            PyObject *key = PyTuple_GET_ITEM(kwnames, i);
-            if (PyUnicode_CompareWithASCIIString(key, "context") != 0) {
-                PyErr_Format(PyExc_TypeError, "%s() got an unexpected keyword argument '%U'",
-                             name, key);
-                return -1;
-            }
-            if (args[nargs + i] != Py_None)
-                *context = args[nargs + i];
+    PyObject *const *values = a->args + a->nargs;
+    Py_ssize_t given = a->nargs;
+    for (Py_ssize_t i = 0; i < given && i < n_required; i++)
+        a->named[i] = a->args[i];
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(kwnames); i++) {
+        PyObject *key = PyTuple_GET_ITEM(kwnames, i);
+        Py_ssize_t r = 0;
+        if (PyUnicode_CompareWithASCIIString(key, "context") == 0) {
+            a->context = values[i];
+            continue;
         }
-        if (*context && !PyContext_CheckExact(*context)) {
+        while (r < n_required && PyUnicode_CompareWithASCIIString(key, required[r]) != 0)
+            r++;
+        if (r == n_required || a->named[r]) {
+            PyErr_Format(PyExc_TypeError,
+                         r == n_required ? "%s() got an unexpected keyword argument '%U'"
+                                         : "%s() got multiple values for argument '%U'",
+                         name, key);
+            return -1;
+        }
+        a->named[r] = values[i];
+        given = n_required; /* what is missing shows as a NULL in named */
+    }
+    if (a->nargs < n_required && given == n_required) {
+        a->args = a->named;
+        a->nargs = n_required;
+    }
+    return 0;
+}
+
+/* -1 with TypeError set. */
+static inline int schedule_args(struct schedule_args *a, PyObject *kwnames, const char *name,
+                                const char *const *required, Py_ssize_t n_required)
+{
+    a->context = NULL;
+    if (kwnames) {
+        if (PyTuple_GET_SIZE(kwnames) == 1 && PyTuple_GET_ITEM(kwnames, 0) == name_context) {
+            a->context = a->args[a->nargs];
+        } else {
+            a->named[0] = a->named[1] = NULL;
+            if (schedule_keywords(a, kwnames, name, required, n_required) < 0)
+                return -1;
+        }
+        if (a->context == Py_None)
+            a->context = NULL;
+        if (a->context && !PyContext_CheckExact(a->context)) {
             PyErr_Format(PyExc_TypeError, "%s() argument 'context' must be a "
-                         "contextvars.Context, not %.200s", name, Py_TYPE(*context)->tp_name);
+                         "contextvars.Context, not %.200s", name,
+                         Py_TYPE(a->context)->tp_name);
             return -1;
         }
     }
+    for (Py_ssize_t r = 0; r < n_required; r++)
+        if (r >= a->nargs || !a->args[r]) {
+            PyErr_Format(PyExc_TypeError, "%s() missing required argument: '%s'", name,
+                         required[r]);
+            return -1;
+        }
     return 0;
 }
 
@@ -290,13 +354,15 @@ static inline void backlog_wake(BacklogObject *q)
 static PyObject *backlog_call_soon(BacklogObject *q, PyObject *loop, PyObject *const *args,
                                    Py_ssize_t nargs, PyObject *kwnames, int threadsafe)
 {
+    static const char *const required[] = {"callback"};
     const char *name = threadsafe ? "call_soon_threadsafe" : "call_soon";
-    PyObject *context, *traceback = NULL;
-    if (schedule_args(args, nargs, kwnames, 1, name, "callback", &context) < 0)
+    struct schedule_args a = {args, nargs};
+    PyObject *traceback = NULL;
+    if (schedule_args(&a, kwnames, name, required, 1) < 0)
         return NULL;
-    if (q->state && !(traceback = slow_check(q, loop, args[0], name)))
+    if (q->state && !(traceback = slow_check(q, loop, a.args[0], name)))
         return NULL;
-    HandleObject *h = handle_new(0, loop, args[0], args + 1, nargs - 1, context);
+    HandleObject *h = handle_new(0, loop, a.args[0], a.args + 1, a.nargs - 1, a.context);
     if (traceback) {
         if (h && handle_debug_set(h, 0, traceback) < 0)
             Py_CLEAR(h);
@@ -311,14 +377,13 @@ static PyObject *backlog_call_soon(BacklogObject *q, PyObject *loop, PyObject *c
     return (PyObject *)h;
 }
 
-static PyObject *schedule_at(BacklogObject *q, PyObject *loop, PyObject *const *args,
-                             Py_ssize_t nargs, PyObject *context, int64_t when_ns,
-                             double when, int given, const char *name)
+static PyObject *schedule_at(BacklogObject *q, PyObject *loop, struct schedule_args *a,
+                             int64_t when_ns, double when, int given, const char *name)
 {
     PyObject *traceback = NULL;
-    if (q->state && !(traceback = slow_check(q, loop, args[1], name)))
+    if (q->state && !(traceback = slow_check(q, loop, a->args[1], name)))
         return NULL;
-    HandleObject *h = handle_new(1, loop, args[1], args + 2, nargs - 2, context);
+    HandleObject *h = handle_new(1, loop, a->args[1], a->args + 2, a->nargs - 2, a->context);
     if (h) {
         h->when_ns = when_ns;
         if (given) {
@@ -366,26 +431,33 @@ static inline int64_t nanoseconds_up(double seconds)
 static PyObject *backlog_call_later(BacklogObject *q, PyObject *loop, PyObject *const *args,
                                     Py_ssize_t nargs, PyObject *kwnames)
 {
-    PyObject *context;
+    static const char *const required[] = {"delay", "callback"};
+    struct schedule_args a = {args, nargs};
     double delay;
-    if (schedule_args(args, nargs, kwnames, 2, "call_later",
-                      nargs < 1 ? "delay" : "callback", &context) < 0
-        || seconds_of(args[0], "delay", &delay) < 0)
+    if (schedule_args(&a, kwnames, "call_later", required, 2) < 0
+        || seconds_of(a.args[0], "delay", &delay) < 0)
         return NULL;
-    return schedule_at(q, loop, args, nargs, context, monotonic_ns() + nanoseconds_up(delay),
-                       0, 0, "call_later");
+    return schedule_at(q, loop, &a, monotonic_ns() + nanoseconds_up(delay), 0, 0, "call_later");
 }
 
 static PyObject *backlog_call_at(BacklogObject *q, PyObject *loop, PyObject *const *args,
                                  Py_ssize_t nargs, PyObject *kwnames)
 {
-    PyObject *context;
+    static const char *const required[] = {"when", "callback"};
+    struct schedule_args a = {args, nargs};
     double when;
-    if (schedule_args(args, nargs, kwnames, 2, "call_at",
-                      nargs < 1 ? "when" : "callback", &context) < 0
-        || seconds_of(args[0], "when", &when) < 0)
+    if (schedule_args(&a, kwnames, "call_at", required, 2) < 0
+        || seconds_of(a.args[0], "when", &when) < 0)
         return NULL;
-    return schedule_at(q, loop, args, nargs, context, nanoseconds_up(when), when, 1, "call_at");
+    return schedule_at(q, loop, &a, nanoseconds_up(when), when, 1, "call_at");
+}
+
+static int queues_init(void)
+{
+    if (!(no_arguments = PyTuple_New(0))
+        || !(name_context = PyUnicode_InternFromString("context")))
+        return -1;
+    return handle_types_init() < 0 ? -1 : context_probe();
 }
 
 /* ---- the object ---------------------------------------------------------- */

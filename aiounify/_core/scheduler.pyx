@@ -59,7 +59,9 @@ cdef extern from "queues.h":
     PyObject *handle_asyncio_class[2]
     PyObject *handle_report
     PyObject *schedule_check
-    int handle_types_init() except -1
+    int queues_init() except -1
+    void context_forget()
+    int handle_own_context(HandleObject *h) except -1
     object backlog_new()
     PyObject *backlog_call_soon(BacklogObject *q, PyObject *loop, PyObject **args,
                                 Py_ssize_t nargs, PyObject *kwnames, int threadsafe)
@@ -176,6 +178,8 @@ cdef class Scheduler:
         self.q = <BacklogObject *><PyObject *>self.backlog
         self.loop_keyword = {"loop": self}
         self.plain_tasks = True
+        # open for business once asyncio's constructor says so
+        self.q.state = STATE_CLOSED
 
     # -- what asyncio's base class keeps in attributes ------------------------
 
@@ -290,6 +294,7 @@ cdef class Scheduler:
             else:
                 self.reactor.close()
         self.loop_keyword = None
+        context_forget()
 
     def _after_fork(self):
         self.q.state |= STATE_FORKED
@@ -306,6 +311,7 @@ cdef class Scheduler:
                 if self.stopping:
                     break
         finally:
+            context_forget()
             if not self.q.state & STATE_FORKED:
                 self.reactor.stop()
 
@@ -393,6 +399,8 @@ cdef class Scheduler:
         )
         handle.flags |= HANDLE_KEEP
         try:
+            # it runs many times, and keeps what it sets
+            handle_own_context(handle)
             if self.q.state & STATE_DEBUG:
                 traceback = _source_traceback()
                 handle_debug_set(handle, 0, <PyObject *>traceback)
@@ -555,6 +563,9 @@ cdef object create_task(Scheduler self, PyObject **args, Py_ssize_t nargs, PyObj
     cdef Py_ssize_t i
     cdef tuple names = <tuple>kwnames if kwnames != NULL else _NO_ARGS
     if nargs != 1:
+        if nargs == 0 and "coro" in names:
+            keywords = {names[i]: <object>args[i] for i in range(len(names))}
+            return self.create_task(keywords.pop("coro"), **keywords)
         raise TypeError(
             f"create_task() takes exactly one positional argument, the coroutine ({nargs} given)"
         )
@@ -617,7 +628,7 @@ _methods[4] = PyMethodDef(
 def _install():
     cdef int i
     cdef dict names = {}
-    handle_types_init()
+    queues_init()
     for i in range(5):
         type_set(Scheduler, _methods[i].ml_name,
                  PyDescr_NewMethod(<PyTypeObject *>Scheduler, &_methods[i]))
