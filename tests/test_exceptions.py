@@ -10,7 +10,7 @@ import sys
 import pytest
 
 
-class Odd(Exception):
+class OddError(Exception):
     pass
 
 
@@ -20,7 +20,7 @@ def run_ready(loop):
 
 
 def boom(*args):
-    raise Odd("boom")
+    raise OddError("boom")
 
 
 def report_of(loop, schedule):
@@ -56,7 +56,7 @@ def test_report_of_a_callback(loop, schedule, debug):
     assert report["message"] == expected["message"]
     assert report["repr"] == expected["repr"]
     assert set(report) == set(expected)
-    assert type(report["exception"]) is Odd
+    assert type(report["exception"]) is OddError
     assert report["exception"].__traceback__.tb_frame.f_code is boom.__code__
     assert report["handle"] is handle
     assert ("source_traceback" in report) is debug
@@ -72,14 +72,14 @@ def log_of(loop, caplog, debug):
 
     def read():
         loop.remove_reader(r)
-        raise Odd("in a reader")
+        raise OddError("in a reader")
 
     loop.add_reader(r, read)
     loop.call_later(0.002, loop.stop)
     loop.run_forever()
     os.close(r)
     os.close(w)
-    assert all(record.exc_info[0] is Odd for record in caplog.records), caplog.text
+    assert all(record.exc_info[0] is OddError for record in caplog.records), caplog.text
     # without addresses, and without the line of asyncio's own that made a reader's handle
     text = [re.sub(r" at 0x\w+|selector_events.py:\d+", "", r.getMessage()) for r in caplog.records]
     return [line for message in text for line in message.splitlines()[:2]]
@@ -99,7 +99,7 @@ def test_exception_in_a_reader(loop):
 
     def read(fd):
         loop.remove_reader(fd)
-        raise Odd("in a reader")
+        raise OddError("in a reader")
 
     try:
         _, report = report_of(loop, lambda loop: loop.add_reader(r, read, r))
@@ -120,7 +120,7 @@ def test_reader_that_raises_stays(loop):
         os.read(r, 1)
         if len(reports) == 2:
             loop.stop()
-        raise Odd
+        raise OddError
 
     loop.add_reader(r, read)
     loop.run_forever()
@@ -228,7 +228,7 @@ def test_stop_inside_a_callback_that_raises(loop):
 
     def stop():
         loop.stop()
-        raise Odd
+        raise OddError
 
     loop.call_soon(stop)
     loop.run_forever()
@@ -249,11 +249,11 @@ async def test_exception_nobody_retrieved():
     loop.set_exception_handler(lambda _, report: reports.append(report))
 
     async def fail():
-        raise Odd("unseen")
+        raise OddError("unseen")
 
     task = loop.create_task(fail())
     future = loop.create_future()
-    future.set_exception(Odd("unseen too"))
+    future.set_exception(OddError("unseen too"))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     del task, future
@@ -287,7 +287,7 @@ def test_traceback_and_frames_are_let_go(loop):
     def callback():
         big = Big()
         alive.append(sys.getrefcount(big))
-        raise Odd(big)
+        raise OddError(big)
 
     loop.set_exception_handler(lambda *_: None)
     loop.call_soon(callback)

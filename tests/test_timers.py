@@ -1,0 +1,391 @@
+"""Timers: never early, in order, any number, any argument."""
+
+import asyncio
+import math
+import random
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import aiounify
+
+
+def run_for(loop, seconds):
+    loop.call_later(seconds, loop.stop)
+    loop.run_forever()
+
+
+def test_clock_is_the_monotonic_one(loop):
+    before = time.monotonic()
+    now = loop.time()
+    assert before <= now <= time.monotonic()
+
+
+# -- never early ------------------------------------------------------------------
+
+DELAYS = [
+    0.0,
+    1e-12,
+    1e-9,
+    1.5e-9,
+    1e-7,
+    1e-6,
+    49e-6,
+    50e-6,
+    51e-6,
+    1e-4,
+    0.0005,
+    0.00099999999,
+    0.001,
+    0.0010000001,
+    0.0019,
+    0.0025,
+    0.01,
+    0.02,
+]
+
+
+async def test_call_later_is_never_early():
+    """Each delay on its own, so that the wait of the loop ends for this timer alone."""
+    loop = asyncio.get_running_loop()
+    early = []
+    for delay in DELAYS * 8:
+        done = loop.create_future()
+
+        def fire(asked, delay=delay, done=done):
+            passed = time.monotonic_ns() - asked
+            if passed < delay * 1e9:
+                early.append((delay, passed))
+            done.set_result(None)
+
+        loop.call_later(delay, fire, time.monotonic_ns())
+        await done
+    assert early == []
+
+
+async def test_call_at_is_never_early():
+    loop, early = asyncio.get_running_loop(), []
+    for delay in DELAYS * 8:
+        done = loop.create_future()
+
+        def fire(when, done=done):
+            if loop.time() < when or time.monotonic() < when:
+                early.append(when)
+            done.set_result(None)
+
+        when = loop.time() + delay
+        loop.call_at(when, fire, when)
+        await done
+    assert early == []
+
+
+async def test_thousands_of_timers_are_never_early():
+    loop, rng, early = asyncio.get_running_loop(), random.Random(1), []
+    left, done = 5000, loop.create_future()
+
+    def fire(due):
+        nonlocal left
+        left -= 1
+        if time.monotonic_ns() < due:
+            early.append(due)
+        if not left:
+            done.set_result(None)
+
+    for _ in range(left):
+        delay = rng.random() * 0.1
+        due = time.monotonic_ns() + math.floor(delay * 1e9)
+        loop.call_later(delay, fire, due)
+    await done
+    assert early == []
+
+
+async def test_timer_is_not_early_while_the_loop_is_busy():
+    loop, early, spinning = asyncio.get_running_loop(), [], True
+
+    def spin():
+        if spinning:
+            loop.call_soon(spin)
+
+    spin()
+    for delay in DELAYS:
+        done = loop.create_future()
+        due = time.monotonic_ns() + math.ceil(delay * 1e9)
+        loop.call_later(delay, lambda done=done: done.set_result(time.monotonic_ns()))
+        if await done < due:
+            early.append(delay)
+    spinning = False
+    assert early == []
+
+
+def test_when(loop):
+    now = loop.time()
+    assert loop.call_at(now + 1.1, print).when() == now + 1.1
+    assert loop.call_at(12, print).when() == 12.0
+    assert isinstance(loop.call_at(12, print).when(), float)
+    before = loop.time()
+    timer = loop.call_later(60, print)
+    assert before + 60 <= timer.when() <= loop.time() + 60 + 1e-8
+    assert timer._when == timer.when()
+    assert timer._scheduled
+    timer.cancel()
+    assert not timer._scheduled
+
+
+# -- arguments ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("delay", [-1, -1e-9, -1e300, -math.inf, 0, -0.0, False, 5e-324])
+@pytest.mark.parametrize("how", ["call_later", "call_at"])
+def test_what_is_past_runs_at_once(loop, delay, how):
+    loop.call_soon(loop.call_soon, loop.stop)
+    seen = []
+    getattr(loop, how)(delay, seen.append, 1)
+    loop.run_forever()
+    assert seen == [1]
+
+
+@pytest.mark.parametrize("delay", [3e9, 4e9, 9.3e9, 1e18, 1e300, 10**300, math.inf])
+@pytest.mark.parametrize("how", ["call_later", "call_at"])
+def test_far_future_is_not_now(loop, delay, how):
+    seen = []
+    timer = getattr(loop, how)(delay, seen.append, 1)
+    run_for(loop, 0.002)
+    run_for(loop, 0.002)
+    assert seen == []
+    if how == "call_at":
+        assert timer.when() == float(delay)
+    timer.cancel()
+    assert loop.stats()["timers_pending"] == 0
+
+
+def test_far_futures_keep_their_order(loop):
+    """... as far as the clock's range goes; the loop waits for the nearest."""
+    order = [loop.call_later(d, print) for d in (math.inf, 3e9, 60, 1e6)]
+    assert min(loop._scheduled) == order[2]
+    assert len(loop._scheduled) == 4
+
+
+@pytest.mark.parametrize("how", ["call_later", "call_at"])
+def test_nan_is_refused(loop, how):
+    for nan in (math.nan, -math.nan, float("nan")):
+        with pytest.raises(ValueError, match="NaN"):
+            getattr(loop, how)(nan, print)
+    assert loop.stats()["timers_pending"] == 0
+
+
+@pytest.mark.parametrize("wrong", [None, "1", [], b"1", 1j, object()])
+@pytest.mark.parametrize("how", ["call_later", "call_at"])
+def test_wrong_types_are_refused(loop, how, wrong):
+    with pytest.raises(TypeError):
+        getattr(loop, how)(wrong, print)
+    assert loop.stats()["timers_pending"] == 0
+
+
+@pytest.mark.parametrize("how", ["call_later", "call_at"])
+def test_number_too_large_for_a_float(loop, how):
+    with pytest.raises(OverflowError):
+        getattr(loop, how)(10**400, print)
+    assert loop.stats()["timers_pending"] == 0
+
+
+def test_other_numbers_are_taken(loop):
+    import decimal
+    import fractions
+
+    class Index:
+        def __index__(self):
+            return 0
+
+    seen = []
+    for number in (decimal.Decimal("0.001"), fractions.Fraction(1, 1000), True and 0, Index()):
+        loop.call_later(number, seen.append, 1)
+    run_for(loop, 0.01)
+    assert seen == [1] * 4
+
+
+def test_number_whose_conversion_raises(loop):
+    class Number:
+        def __float__(self):
+            raise LookupError("no")
+
+    with pytest.raises(LookupError, match="no"):
+        loop.call_later(Number(), print)
+
+
+# -- order -------------------------------------------------------------------------
+
+
+async def test_equal_deadlines_run_in_the_order_they_were_set():
+    loop, seen = asyncio.get_running_loop(), []
+    when = loop.time() + 0.005
+    for i in range(1000):
+        loop.call_at(when, seen.append, i)
+    await asyncio.sleep(0.02)
+    assert seen == list(range(1000))
+
+
+def test_due_timers_run_in_the_order_of_their_times(loop):
+    seen, now = [], loop.time()
+    whens = [now - i * 1e-6 for i in range(500)]
+    random.Random(2).shuffle(whens)
+    for when in whens:
+        loop.call_at(when, seen.append, when)
+    run_for(loop, 0.001)
+    assert seen == sorted(whens)
+
+
+async def test_what_is_ready_runs_before_timers_that_are_due():
+    loop, seen = asyncio.get_running_loop(), []
+    loop.call_later(0, seen.append, "timer")
+    loop.call_soon(seen.append, "soon")
+    await asyncio.sleep(0.001)
+    assert seen == ["soon", "timer"]
+
+
+async def test_timer_set_by_a_timer_does_not_run_in_the_same_turn():
+    loop, turns = asyncio.get_running_loop(), []
+
+    def again(n):
+        turns.append(loop.stats()["turns"])
+        if n:
+            loop.call_later(0, again, n - 1)
+
+    loop.call_later(0, again, 20)
+    while len(turns) < 21:
+        await asyncio.sleep(0)
+    assert len(set(turns)) == 21
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["set", "set", "cancel", "run"]),
+            st.integers(0, 12),
+        ),
+        max_size=70,
+    )
+)
+def test_any_mixture_of_setting_cancelling_and_running(steps):
+    """Against a model: a sorted list of (time, number)."""
+    loop = aiounify.EventLoop("epoll")
+    try:
+        base = loop.time()
+        handles, model, seen = [], {}, []
+        for step, n in steps:
+            if step == "set":
+                # even numbers are past, odd ones are hours away; many are equal
+                when = base - 1000 + n if n % 2 == 0 else base + 3600 * n
+                model[len(handles)] = when
+                handles.append(loop.call_at(when, seen.append, len(handles)))
+            elif step == "cancel" and handles:
+                number = n % len(handles)
+                handles[number].cancel()
+                model.pop(number, None)
+            elif step == "run":
+                loop.call_soon(loop.stop)
+                loop.run_forever()
+                due = sorted((w, i) for i, w in model.items() if w <= base)
+                assert seen == [i for _, i in due]
+                seen.clear()
+                for _, i in due:
+                    del model[i]
+            assert loop.stats()["timers_pending"] == len(model)
+            assert {h.when() for h in loop._scheduled} == set(model.values())
+    finally:
+        loop.close()
+
+
+# -- many, and cancelled -------------------------------------------------------------
+
+
+async def test_a_hundred_thousand_timers():
+    loop, rng, seen = asyncio.get_running_loop(), random.Random(3), []
+    base = loop.time()
+    whens = [base - rng.randrange(10**6) * 1e-6 for _ in range(100_000)]
+    handles = [loop.call_at(when, seen.append, when) for when in whens]
+    for handle in handles[::3]:
+        handle.cancel()
+    assert loop.stats()["timers_pending"] == len(handles) - len(handles[::3])
+    await asyncio.sleep(0.001)
+    del whens[::3]
+    assert seen == sorted(whens)
+    assert loop.stats()["timers_pending"] == 0
+
+
+async def test_cancelled_timers_leave_nothing_behind():
+    """A program that sets and cancels a timeout per request keeps an empty heap."""
+    loop = asyncio.get_running_loop()
+    for _ in range(100_000):
+        loop.call_later(30, print).cancel()
+    assert loop.stats()["timers_pending"] == 0
+    assert len(loop._scheduled) == 0
+
+
+async def test_timer_cancelled_by_another_of_the_same_turn():
+    loop, seen = asyncio.get_running_loop(), []
+    now = loop.time()
+    loop.call_at(now - 2, lambda: second.cancel())
+    second = loop.call_at(now - 1, seen.append, "never")
+    await asyncio.sleep(0.001)
+    assert seen == []
+
+
+async def test_timer_that_cancels_itself():
+    loop, seen = asyncio.get_running_loop(), []
+
+    def fire():
+        timer.cancel()
+        seen.append(timer.cancelled())
+
+    timer = loop.call_later(0, fire)
+    await asyncio.sleep(0.001)
+    timer.cancel()
+    assert seen == [True]
+
+
+async def test_earlier_timer_set_while_a_later_one_is_awaited():
+    """The wait is armed for the nearest deadline, whichever was set first."""
+    loop, seen = asyncio.get_running_loop(), []
+    loop.call_later(0.02, seen.append, "later")
+    await asyncio.sleep(0.001)
+    loop.call_later(0.002, seen.append, "sooner")
+    await asyncio.sleep(0.03)
+    assert seen == ["sooner", "later"]
+
+
+async def test_later_timer_after_the_nearest_was_cancelled():
+    loop, seen = asyncio.get_running_loop(), []
+    near = loop.call_later(0.005, seen.append, "cancelled")
+    loop.call_later(0.02, seen.append, "fired")
+    await asyncio.sleep(0.001)
+    near.cancel()
+    await asyncio.sleep(0.03)
+    assert seen == ["fired"]
+
+
+def test_timers_compare_as_asyncios_do(loop):
+    a, b = loop.call_at(1, print, 1), loop.call_at(2, print, 1)
+    same = loop.call_at(1, print, 1)
+    assert a < b <= b
+    assert b > a >= same
+    assert a == same
+    assert a != b
+    assert hash(a) == hash(same) == hash(1.0)
+    assert a != 1
+    assert a != loop.call_soon(print)
+    with pytest.raises(TypeError):
+        a < 1  # noqa: B015
+
+
+async def test_timeouts_of_asyncio():
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(asyncio.Event().wait(), 0.001)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.001):
+            await asyncio.Event().wait()
+    async with asyncio.timeout(60) as timeout:
+        timeout.reschedule(asyncio.get_running_loop().time() + 30)
+    assert asyncio.get_running_loop().stats()["timers_pending"] == 0
