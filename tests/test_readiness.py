@@ -136,9 +136,8 @@ async def test_writer_until_the_buffer_is_full(pair):
         calls += 1
 
     loop.add_writer(a, write)
-    while sent == 0:
-        await asyncio.sleep(0)
-    await turns()
+    await turns(200)
+    assert sent > 0
     loop.add_writer(a, write_again)  # the buffer is full
     before = calls
     await turns()
@@ -355,7 +354,7 @@ async def test_priority_beside_reader_and_writer(tcp):
 
 async def test_closed_under_its_reader(pipe):
     """The kernel forgets a closed file; its number may be watched again."""
-    loop, (r, w) = asyncio.get_running_loop(), pipe
+    loop, (r, _) = asyncio.get_running_loop(), pipe
     seen = []
     loop.add_reader(r, seen.append, "old")
     os.close(r)

@@ -1,4 +1,4 @@
-"""call_soon_threadsafe(): every callback once, in each thread's order, waking a loop that sleeps."""
+"""call_soon_threadsafe(): each callback once, in its thread's order, waking a sleeping loop."""
 
 import asyncio
 import concurrent.futures

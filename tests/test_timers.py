@@ -199,7 +199,7 @@ def test_other_numbers_are_taken(loop):
             return 0
 
     seen = []
-    for number in (decimal.Decimal("0.001"), fractions.Fraction(1, 1000), True and 0, Index()):
+    for number in (decimal.Decimal("0.001"), fractions.Fraction(1, 1000), 0, Index()):
         loop.call_later(number, seen.append, 1)
     run_for(loop, 0.01)
     assert seen == [1] * 4
@@ -253,7 +253,7 @@ async def test_timer_set_by_a_timer_does_not_run_in_the_same_turn():
             loop.call_later(0, again, n - 1)
 
     loop.call_later(0, again, 20)
-    while len(turns) < 21:
+    for _ in range(200):
         await asyncio.sleep(0)
     assert len(set(turns)) == 21
 
@@ -388,4 +388,5 @@ async def test_timeouts_of_asyncio():
             await asyncio.Event().wait()
     async with asyncio.timeout(60) as timeout:
         timeout.reschedule(asyncio.get_running_loop().time() + 30)
+        await asyncio.sleep(0)
     assert asyncio.get_running_loop().stats()["timers_pending"] == 0
