@@ -1,15 +1,34 @@
 """Builds the native modules; everything else about the package is in pyproject.toml."""
 
+import re
+from pathlib import Path
+
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-CFLAGS = ["-O3", "-fno-semantic-interposition", "-Wall", "-Wno-unused-function"]
+CFLAGS = ["-O2", "-fno-semantic-interposition", "-Wall", "-Wno-unused-function"]
 CORE = ["scheduler", "reactor", "uring", "epoll"]
+
+
+def headers(source: Path) -> set[str]:
+    """The headers a module includes and those that they include.
+
+    A module is compiled anew when one of them changes; Cython by itself finds the
+    first kind only.
+    """
+    found = set()
+    for name in re.findall(r'(?:include|from) "(.+\.h)"', source.read_text()):
+        header = source.with_name(name)
+        if header.exists():  # else it is the system's
+            found |= {str(header), *headers(header)}
+    return found
+
 
 extensions = [
     Extension(
         f"aiounify._core.{name}",
         [f"aiounify/_core/{name}.pyx"],
+        depends=sorted(headers(Path(f"aiounify/_core/{name}.pyx"))),
         include_dirs=["aiounify/_core"],
         extra_compile_args=CFLAGS,
     )
