@@ -68,7 +68,7 @@ async def test_wrong_arguments():
             loop.add_signal_handler(wrong, print)
         with pytest.raises(error):
             loop.remove_signal_handler(wrong)
-    with pytest.raises(RuntimeError, match="SIGKILL|9 cannot be caught"):
+    with pytest.raises(RuntimeError, match=r"SIGKILL|9 cannot be caught"):
         loop.add_signal_handler(signal.SIGKILL, print)
 
 

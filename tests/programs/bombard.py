@@ -2,10 +2,12 @@
 
 Arguments: backend, way, number of signals.
 
-A second process sends one signal after the other to the loop's thread, each only when the one before was
-answered, after a random pause of up to 200 microseconds, so that many of them land
-just before the loop goes to sleep.  Nothing else happens in the loop: a signal that
-is missed leaves it asleep, and the sender gives up after 10 seconds.
+A second process sends one signal after the other to the loop's thread, each only when
+the one before was answered, after a random pause.  After the answer the loop runs a
+callback that is C and looks at no signal, for a random time as well, and goes to sleep:
+most signals land where Python's flag is set but nobody looks before the wait.  Nothing
+else happens in the loop: a signal that is missed leaves it asleep, and the sender gives
+up after 10 seconds.
 """
 
 import ctypes
@@ -48,11 +50,12 @@ def main() -> None:
         os._exit(sender(os.getppid(), thread, answers))
     loop = aiounify.new_event_loop(BACKEND)
     awake, wake = os.pipe2(os.O_NONBLOCK)
-    seen = 0
+    seen, rng = 0, random.Random(7)
 
     def noticed(*_):
         nonlocal seen
         seen += 1
+        loop.call_soon(sum, range(rng.randrange(20_000)))
         os.write(answer, b"x")
         if seen == COUNT:
             loop.stop()
