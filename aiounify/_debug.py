@@ -65,7 +65,7 @@ def source_traceback() -> traceback.StackSummary:
 
 def report_slow(handle: Any, seconds: float) -> None:
     """A callback or task step took longer than loop.slow_callback_duration."""
-    asyncio.log.logger.warning(
+    asyncio.base_events.logger.warning(
         "Executing %s took %.3f seconds", asyncio.base_events._format_handle(handle), seconds
     )
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import threading
+import warnings
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -41,10 +43,39 @@ def watch_child(loop: EventLoop, pid: int, exited: Callable[[int], object]) -> N
 
     def ended() -> None:
         loop._remove_reader(fd)
+        loop._pidfds.discard(fd)
         os.close(fd)
         exited(_reap(pid))
 
+    loop._pidfds.add(fd)  # close() closes those whose children outlive the loop
     loop._add_reader(fd, ended)
+
+
+def foreign_watcher() -> object | None:
+    """The child watcher that the program set with asyncio.set_child_watcher(), if any.
+
+    That interface is deprecated since Python 3.12 and gone in 3.14.  asyncio's default
+    watchers do not count: what they do is done here without a thread.
+    """
+    if sys.version_info >= (3, 14):
+        return None
+    watcher = getattr(asyncio.get_event_loop_policy(), "_watcher", None)
+    if watcher is None or type(watcher) in _default_watchers:
+        return None
+    return watcher
+
+
+def _names_of_default_watchers() -> set[type]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        found = (
+            getattr(asyncio.unix_events, name, None)
+            for name in ("ThreadedChildWatcher", "PidfdChildWatcher")
+        )
+        return {watcher for watcher in found if watcher is not None}
+
+
+_default_watchers = _names_of_default_watchers() if sys.version_info < (3, 14) else set()
 
 
 def _watch_by_thread(loop: EventLoop, pid: int, exited: Callable[[int], object]) -> None:

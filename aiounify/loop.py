@@ -18,6 +18,7 @@ import sys
 import threading
 import weakref
 from asyncio import events
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from aiounify import _debug
@@ -26,10 +27,12 @@ from aiounify._core.scheduler import Scheduler
 from aiounify._core.uring import UringReactor
 from aiounify._selector import ReactorSelector
 from aiounify.backends import OPERATION_NAMES, choose_backend, explain_forced
-from aiounify.children import watch_child
+from aiounify.children import foreign_watcher, watch_child
+from aiounify.executor import submit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from concurrent.futures import Executor
 
 _loops: weakref.WeakSet[EventLoop] = weakref.WeakSet()
 
@@ -59,6 +62,7 @@ class EventLoop(Scheduler, asyncio.SelectorEventLoop):
 
     def __init__(self, backend: str | None = None) -> None:
         self._pid = os.getpid()
+        self._pidfds: set[int] = set()
         self._reactor = self._make_reactor(choose_backend(backend), forced=backend)
         self._attach(self._reactor)
         try:
@@ -180,6 +184,17 @@ class EventLoop(Scheduler, asyncio.SelectorEventLoop):
         """Call callback(*args) in the loop when the signal arrives; main thread only."""
         super().add_signal_handler(sig, callback, *args)
 
+    def close(self) -> None:
+        """Close the loop: nothing scheduled runs any more, nothing can be scheduled.
+
+        Operations in flight are cancelled and awaited first, descriptors of the loop are
+        closed, the default executor is told to shut down but not waited for.  Closing
+        twice is allowed; RuntimeError while the loop runs.
+        """
+        super().close()
+        while self._pidfds:
+            os.close(self._pidfds.pop())
+
     # -- exceptional conditions -------------------------------------------------
 
     def add_priority(self, fd: Any, callback: Callable[..., object], *args: object) -> None:
@@ -198,6 +213,32 @@ class EventLoop(Scheduler, asyncio.SelectorEventLoop):
         self._ensure_fd_no_transport(fd)
         return self._remove_priority(fd)
 
+    # -- threads ------------------------------------------------------------------
+
+    def run_in_executor(  # type: ignore[override]
+        self, executor: Executor | None, func: Callable[..., Any], *args: Any
+    ) -> asyncio.Future[Any]:
+        """Run func(*args) in a thread (or what `executor` has) and await its result.
+
+        None is the default executor, a ThreadPoolExecutor.  Cancelling the returned
+        Future before a thread took the call withdraws it; later the call runs to its
+        end and its result is dropped.
+        """
+        self._check_closed()
+        if self._debug:
+            self._check_callback(func, "run_in_executor")
+        if executor is None:
+            executor = self._default_executor
+            self._check_default_executor()
+            if executor is None:
+                executor = ThreadPoolExecutor(thread_name_prefix="asyncio")
+                self._default_executor = executor
+        if isinstance(executor, ThreadPoolExecutor):
+            waiter = submit(self, executor, func, args)
+            if waiter is not None:
+                return waiter
+        return asyncio.wrap_future(executor.submit(func, *args), loop=self)
+
     # -- child processes ----------------------------------------------------------
 
     async def _make_subprocess_transport(
@@ -212,6 +253,10 @@ class EventLoop(Scheduler, asyncio.SelectorEventLoop):
         extra: Any = None,
         **kwargs: Any,
     ) -> asyncio.SubprocessTransport:
+        if foreign_watcher() is not None:
+            return await super()._make_subprocess_transport(
+                protocol, args, shell, stdin, stdout, stderr, bufsize, extra=extra, **kwargs
+            )
         waiter = self.create_future()
         transport = asyncio.unix_events._UnixSubprocessTransport(
             self, protocol, args, shell, stdin, stdout, stderr, bufsize,

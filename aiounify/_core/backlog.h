@@ -66,6 +66,7 @@ typedef struct {
     HandleObject *watcher[WATCH_KINDS]; /* owned */
     uint32_t op_events;                 /* epoll backend: events that operations wait for */
     uint32_t armed;                     /* events the epoll set was told */
+    uint32_t generation;                /* of the registration; events carry it */
 } FdSlot;
 
 /* Why a call into the loop has to leave the fast path. */

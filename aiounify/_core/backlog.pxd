@@ -38,6 +38,7 @@ cdef extern from "backlog.h" nogil:
         HandleObject **watcher
         uint32_t op_events
         uint32_t armed
+        uint32_t generation
 
     ctypedef struct BacklogObject:
         HandleObject **ring

@@ -9,9 +9,9 @@ same meaning and the same tests as the other backend.
   (50 us), and lowering the slack would be inherited by every thread and child the
   program starts.  The timerfd is edge-triggered, never read, and set again only
   when a timer is due before the one it is armed for.
-* While callbacks are ready the set is asked at most every few turns or tens of
-  microseconds: callbacks that only schedule callbacks pay no system call, and a
-  descriptor waits no longer than that.
+* While callbacks are ready the set is asked once in 50 us, by the clock, which is
+  looked at in every fourth turn: callbacks that only schedule callbacks pay hardly
+  a system call, and a descriptor waits for 50 us or four turns, whichever is longer.
 * Operations are tried at once and, after EAGAIN, again when their descriptor is
   ready; a result that is known early is still delivered in the next turn.
 """
@@ -29,16 +29,12 @@ from aiounify._core.reactor cimport (
     EAGAIN,
     ECANCELED,
     EINTR,
-    EPOLL_CTL_ADD,
-    EPOLLET,
-    EPOLLIN,
     MAX_EVENTS,
     NEVER,
     OP_KINDS,
+    WAKE_MARK,
     Op,
     Reactor,
-    epoll_ctl,
-    epoll_event,
     epoll_wait,
     errno,
 )
@@ -55,10 +51,9 @@ cdef extern from "<sys/timerfd.h>" nogil:
     int timerfd_settime(int fd, int flags, const itimerspec *new, itimerspec *old)
 
 cdef enum:
-    TIMER_MARK = -1
-    SKIP_TURNS = 16      # turns with callbacks ready that may pass without asking the set
-    SKIP_NS = 50_000     # ... and the time after which it is asked in any case
-    BREATHE_TURNS = 64
+    CLOCK_TURNS = 4      # turns with callbacks ready between two looks at the clock
+    SKIP_NS = 50_000     # time after which such turns ask the set, whether it matters or not
+    BREATHE_TURNS = 64   # turns without a wait before other threads and signals get a chance
 
 
 cdef class EpollReactor(Reactor):
@@ -66,7 +61,7 @@ cdef class EpollReactor(Reactor):
 
     cdef int timer_fd
     cdef int64_t timer_ns        # what the timerfd is armed for; NEVER: not armed
-    cdef unsigned turns_skipped, turns_unbroken
+    cdef unsigned turns_unbroken
     cdef int64_t seen_ns
     cdef dict waiting            # descriptor -> operations that wait for its readiness
 
@@ -76,16 +71,14 @@ cdef class EpollReactor(Reactor):
         self.waiting = {}
 
     def __init__(self, object backlog):
-        cdef epoll_event ev
-        Reactor.__init__(self, backlog)
         self.timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK)
         if self.timer_fd < 0:
             raise OSError(errno, f"timerfd_create: {os.strerror(errno)}")
-        memset(&ev, 0, sizeof(ev))
-        ev.events = EPOLLIN | EPOLLET
-        ev.data.fd = TIMER_MARK
-        if epoll_ctl(self.epfd, EPOLL_CTL_ADD, self.timer_fd, &ev) < 0:
-            raise OSError(errno, f"epoll_ctl: {os.strerror(errno)}")
+        Reactor.__init__(self, backlog)
+
+    cdef int make_set(self) except -1:
+        Reactor.make_set(self)
+        return self.add_internal(self.timer_fd, WAKE_MARK)
 
     def __dealloc__(self):
         if self.timer_fd >= 0:
@@ -96,22 +89,21 @@ cdef class EpollReactor(Reactor):
 
     cdef int poll(self) except -1:
         cdef int64_t now
-        cdef int n
         self.n_polls += 1
         if self.finished:
             self.deliver_finished()
-        self.turns_skipped += 1
-        now = monotonic_ns()
-        if self.turns_skipped >= SKIP_TURNS or now - self.seen_ns >= SKIP_NS:
-            self.turns_skipped = 0
-            self.seen_ns = now
-            self.take(0)
         self.turns_unbroken += 1
-        if self.turns_unbroken >= BREATHE_TURNS:
-            self.turns_unbroken = 0
-            with nogil:
-                pass
-            PyErr_CheckSignals()
+        if self.look or self.turns_unbroken % CLOCK_TURNS == 0:
+            now = monotonic_ns()
+            if self.look or now - self.seen_ns >= SKIP_NS:
+                self.look = False
+                self.seen_ns = now
+                self.take(0)
+            if self.turns_unbroken >= BREATHE_TURNS:
+                self.turns_unbroken = 0
+                with nogil:
+                    pass
+                PyErr_CheckSignals()
         return 0
 
     cdef inline int take(self, int timeout) except -1:
@@ -130,7 +122,7 @@ cdef class EpollReactor(Reactor):
         if self.finished:
             self.deliver_finished()
         before = monotonic_ns()
-        self.turns_skipped = self.turns_unbroken = 0
+        self.turns_unbroken = 0
         if deadline <= before or self.q.head != self.q.tail:
             self.seen_ns = before
             return self.take(0)

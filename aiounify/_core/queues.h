@@ -148,16 +148,20 @@ static PyObject *handle_call(HandleObject *h, int keep)
         Py_CLEAR(h->loop);
     }
     if (PyContext_Enter(work) == 0) {
-        if (n == 0 && !PyType_HasFeature(Py_TYPE(callback), Py_TPFLAGS_HAVE_VECTORCALL)
-            && Py_TYPE(callback)->tp_call)
+        PyObject *const *args = n < 0 ? &PyTuple_GET_ITEM(stack[1], 0) : stack + 1;
+        size_t nargs = n < 0 ? (size_t)PyTuple_GET_SIZE(stack[1])
+                             : (size_t)n | PY_VECTORCALL_ARGUMENTS_OFFSET;
+        PyTypeObject *type = Py_TYPE(callback);
+        vectorcallfunc call = NULL;
+        if (PyType_HasFeature(type, Py_TPFLAGS_HAVE_VECTORCALL))
+            memcpy(&call, (char *)callback + type->tp_vectorcall_offset, sizeof call);
+        if (call)
+            result = call(callback, args, nargs, NULL);
+        else if (n == 0 && type->tp_call)
             /* the step of a C Task, most of all: no arguments, no vectorcall */
-            result = Py_TYPE(callback)->tp_call(callback, no_arguments, NULL);
-        else if (n < 0)
-            result = PyObject_Vectorcall(callback, &PyTuple_GET_ITEM(stack[1], 0),
-                                         PyTuple_GET_SIZE(stack[1]), NULL);
+            result = type->tp_call(callback, no_arguments, NULL);
         else
-            result = PyObject_Vectorcall(callback, stack + 1,
-                                         n | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
+            result = PyObject_Vectorcall(callback, args, nargs, NULL);
         if (PyContext_Exit(work) < 0)
             Py_CLEAR(result);
     }
@@ -260,7 +264,9 @@ static PyObject *slow_check(BacklogObject *q, PyObject *loop, PyObject *callback
     return PyObject_CallFunction(schedule_check, "OIOs", loop, q->state, callback, name);
 }
 
-static PyObject *name_context; /* "context", interned as the names of keywords are */
+/* The last tuple ("context",) seen as keyword names.  Each caller has a constant one;
+ * the one that calls all the time, asyncio's Task, is recognised by its address. */
+static PyObject *names_context;
 
 /* The arguments of call_soon() and its kin, with `context=` taken out. */
 struct schedule_args {
@@ -311,8 +317,12 @@ static inline int schedule_args(struct schedule_args *a, PyObject *kwnames, cons
 {
     a->context = NULL;
     if (kwnames) {
-        if (PyTuple_GET_SIZE(kwnames) == 1 && PyTuple_GET_ITEM(kwnames, 0) == name_context) {
+        if (kwnames == names_context
+            || (PyTuple_GET_SIZE(kwnames) == 1
+                && PyUnicode_CompareWithASCIIString(PyTuple_GET_ITEM(kwnames, 0), "context") == 0)) {
             a->context = a->args[a->nargs];
+            if (kwnames != names_context)
+                Py_XSETREF(names_context, Py_NewRef(kwnames));
         } else {
             a->named[0] = a->named[1] = NULL;
             if (schedule_keywords(a, kwnames, name, required, n_required) < 0)
@@ -454,8 +464,7 @@ static PyObject *backlog_call_at(BacklogObject *q, PyObject *loop, PyObject *con
 
 static int queues_init(void)
 {
-    if (!(no_arguments = PyTuple_New(0))
-        || !(name_context = PyUnicode_InternFromString("context")))
+    if (!(no_arguments = PyTuple_New(0)))
         return -1;
     return handle_types_init() < 0 ? -1 : context_probe();
 }

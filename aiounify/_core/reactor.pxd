@@ -39,6 +39,14 @@ cdef extern from "<sys/epoll.h>" nogil:
     int epoll_wait(int epfd, epoll_event *events, int maxevents, int timeout)
 
 
+cdef extern from *:
+    """
+    /* what stands in an event's data for the reactor's own descriptors */
+    #define WAKE_MARK UINT64_MAX
+    """
+    const uint64_t WAKE_MARK
+
+
 cdef enum:
     MAX_EVENTS = 256     # readiness events taken in one turn
     NEVER = 0x3fffffffffffffff   # a deadline that does not come, in nanoseconds
@@ -78,6 +86,7 @@ cdef class Reactor:
     cdef BacklogObject *q
     cdef int epfd
     cdef bint closed
+    cdef bint look       # the next poll asks the kernel, however recent the last answer is
     cdef epoll_event events[MAX_EVENTS]
     cdef list finished
     # counters: plain increments on paths that make a system call anyway
@@ -100,6 +109,9 @@ cdef class Reactor:
     cdef int unwatch(self, int fd, int kind) except -1
     cdef HandleObject *watcher(self, int fd, int kind) noexcept
     cdef int arm(self, int fd) noexcept
+    cdef int make_set(self) except -1
+    cdef int add_internal(self, int fd, uint64_t mark) except -1
+    cdef int renew(self) except -1
     cdef int dispatch(self, int n) except -1
     cdef int ops_ready(self, int fd, uint32_t events) except -1
     cdef int finish_later(self, Op op, int result) except -1

@@ -24,6 +24,11 @@ Rules:
   is never read: each write is an edge, and 2**64 writes fill it.
 * Dispatching only moves handles to the ready queue.  No Python code runs while
   events are taken, so no event can be made stale by the callback of another.
+* Each registration has a generation, which its events carry: an event that the
+  kernel handed out before a number was closed and used again reaches nobody.
+* The first turn of a run, a turn entered with stop() asked for, and a turn after a
+  watcher was set look at the kernel in any case: programs that run the loop "once"
+  rely on it.  Between other turns that only run callbacks a backend may skip it.
 * A watcher's handle is kept by its slot; the slot table grows to the highest
   descriptor number in use.
 """
@@ -52,6 +57,11 @@ from aiounify._core.backlog cimport (
 )
 
 
+cdef extern from "<fcntl.h>" nogil:
+    enum:
+        F_GETFD
+    int fcntl(int fd, int command)
+
 cdef extern from "<sys/eventfd.h>" nogil:
     enum:
         EFD_CLOEXEC
@@ -66,10 +76,6 @@ cdef extern from "uring_abi.h" nogil:
     enum:
         IORING_OP_NOP
         IORING_OP_READ
-
-cdef enum:
-    WAKE_MARK = -1
-
 
 cdef inline object os_error(int code, str what):
     return OSError(code, f"{what}: {os.strerror(code)}")
@@ -156,19 +162,30 @@ cdef class Reactor:
         """`backlog` is the scheduler's queue object; both live as long as the loop."""
         self.backlog = backlog
         self.q = <BacklogObject *><PyObject *>backlog
-        self.epfd = epoll_create1(EPOLL_CLOEXEC)
-        if self.epfd < 0:
-            raise os_error(errno, "epoll_create1")
         cdef int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
         if fd < 0:
             raise os_error(errno, "eventfd")
         self.q.wake_fd = fd
+        self.make_set()
+
+    cdef int make_set(self) except -1:
+        """A new epoll set with the reactor's own descriptors in it."""
+        cdef int fd = epoll_create1(EPOLL_CLOEXEC)
+        if fd < 0:
+            raise os_error(errno, "epoll_create1")
+        if self.epfd >= 0:
+            c_close(self.epfd)
+        self.epfd = fd
+        return self.add_internal(self.q.wake_fd, WAKE_MARK)
+
+    cdef int add_internal(self, int fd, uint64_t mark) except -1:
         cdef epoll_event ev
         memset(&ev, 0, sizeof(ev))
         ev.events = EPOLLIN | EPOLLET
-        ev.data.fd = WAKE_MARK
+        ev.data.u64 = mark
         if epoll_ctl(self.epfd, EPOLL_CTL_ADD, fd, &ev) < 0:
             raise os_error(errno, "epoll_ctl")
+        return 0
 
     def __dealloc__(self):
         # Only descriptors: the backlog may be gone already.  close() did the rest,
@@ -187,6 +204,7 @@ cdef class Reactor:
 
     cdef int start(self) except -1:
         """The loop begins to run in this thread."""
+        self.look = True
         return 0
 
     cdef int stop(self) except -1:
@@ -258,18 +276,22 @@ cdef class Reactor:
     # -- readiness ----------------------------------------------------------
 
     cdef FdSlot *slot(self, int fd) except NULL:
-        cdef int n
+        """The slot of an open descriptor; OSError (EBADF) if it is not open."""
+        cdef size_t n
         cdef FdSlot *slots
         if fd >= self.q.n_slots:
+            # Numbers in use are small; a wrong one must not size the table.
+            if fcntl(fd, F_GETFD) < 0:
+                raise os_error(errno, f"cannot watch file descriptor {fd}")
             n = max(64, self.q.n_slots)
-            while n <= fd:
+            while n <= <size_t>fd:
                 n *= 2
             slots = <FdSlot *>PyMem_Realloc(self.q.slots, n * sizeof(FdSlot))
             if slots == NULL:
                 raise MemoryError
             memset(slots + self.q.n_slots, 0, (n - self.q.n_slots) * sizeof(FdSlot))
             self.q.slots = slots
-            self.q.n_slots = n
+            self.q.n_slots = <int>n
         return &self.q.slots[fd]
 
     cdef int arm(self, int fd) noexcept:
@@ -289,9 +311,11 @@ cdef class Reactor:
             want |= EPOLLOUT
         if slot.watcher[WATCH_PRIORITY] != NULL:
             want |= EPOLLPRI
+        if want and not slot.armed:
+            slot.generation += 1
         memset(&ev, 0, sizeof(ev))
         ev.events = want
-        ev.data.fd = fd
+        ev.data.u64 = <uint64_t>slot.generation << 32 | <uint32_t>fd
         op = (EPOLL_CTL_MOD if slot.armed else EPOLL_CTL_ADD) if want else EPOLL_CTL_DEL
         self.n_syscalls += 1
         if epoll_ctl(self.epfd, op, fd, &ev) < 0:
@@ -300,6 +324,8 @@ cdef class Reactor:
                 return 0  # closed before it was removed
             if errno == ENOENT and op == EPOLL_CTL_MOD:
                 op = EPOLL_CTL_ADD
+                slot.generation += 1
+                ev.data.u64 = <uint64_t>slot.generation << 32 | <uint32_t>fd
             elif errno == EEXIST and op == EPOLL_CTL_ADD:
                 op = EPOLL_CTL_MOD
             else:
@@ -308,6 +334,8 @@ cdef class Reactor:
             if epoll_ctl(self.epfd, op, fd, &ev) < 0:
                 return -errno
         slot.armed = want
+        if want:
+            self.look = True
         return 0
 
     cdef int watch(self, int fd, int kind, HandleObject *handle) except -1:
@@ -361,6 +389,8 @@ cdef class Reactor:
     cdef int dispatch(self, int n) except -1:
         """Turn n entries of self.events into ready handles."""
         cdef int i, fd, kind
+        cdef uint64_t data
+        cdef bint stale = False
         cdef uint32_t got
         cdef uint32_t[3] fires
         cdef FdSlot *slot
@@ -370,12 +400,16 @@ cdef class Reactor:
         fires[WATCH_WRITER] = EPOLLOUT | EPOLLHUP | EPOLLERR
         fires[WATCH_PRIORITY] = EPOLLPRI | EPOLLHUP | EPOLLERR
         for i in range(n):
-            fd = self.events[i].data.fd
+            data = self.events[i].data.u64
             got = self.events[i].events
-            if fd == WAKE_MARK:
+            if data == WAKE_MARK:
                 continue
             self.n_events += 1
+            fd = <int>(data & 0x7fffffff)
             slot = &self.q.slots[fd]
+            if slot.generation != data >> 32:
+                stale = True  # of a registration that was replaced
+                continue
             taken = False
             for kind in range(WATCH_KINDS):
                 handle = slot.watcher[kind]
@@ -390,9 +424,26 @@ cdef class Reactor:
                 taken = True
                 self.ops_ready(fd, got)
             if not taken:
-                # Nobody wants it: a registration that outlived its watcher (a
-                # duplicate of the file is open).  Without this it would spin.
-                slot.armed |= EPOLLIN
+                stale = True
+        if stale:
+            self.renew()
+        return 0
+
+    cdef int renew(self) except -1:
+        """Replace the epoll set by one that has what the slots want and nothing else.
+
+        An event that nobody wants comes from a registration that outlived its
+        watcher: the descriptor was closed while a duplicate kept the file open.  Such
+        a registration can no longer be named, so it cannot be removed, and being
+        level-triggered it would come again for ever.
+        """
+        cdef int fd
+        cdef FdSlot *slot
+        self.make_set()
+        for fd in range(self.q.n_slots):
+            slot = &self.q.slots[fd]
+            if slot.armed:
+                slot.armed = 0
                 self.arm(fd)
         return 0
 

@@ -330,6 +330,8 @@ cdef class Scheduler:
         cdef HandleObject *handle
         self.n_turns += 1
         if q.head != q.tail or self.stopping:
+            if self.stopping:
+                self.reactor.look = True
             self.reactor.poll()
         else:
             self.reactor.wait(q.heap[0].when_ns if q.timers else NEVER)

@@ -126,8 +126,8 @@ cdef extern from "<unistd.h>" nogil:
 cdef enum:
     MARK_EPOLL = 1       # user_data of the operation that waits for the epoll set
     MARK_IGNORE = 2      # nobody waits for this completion
-    DEFER_TURNS = 16     # turns with callbacks ready before the epoll set is armed again
-    DEFER_NS = 50_000    # ... and the time after which it is in any case
+    CLOCK_TURNS = 4      # turns with callbacks ready between two looks at the clock
+    DEFER_NS = 50_000    # time after which such turns arm the epoll set again
     BREATHE_TURNS = 64   # turns without a wait before other threads and signals get a chance
     CLOSE_NS = 5_000_000_000  # how long close() waits for operations that cannot be cancelled
 
@@ -204,7 +204,7 @@ cdef class UringReactor(Reactor):
     cdef int thread            # the thread the ring is bound to, 0 before the first run
     cdef bint epoll_armed
     cdef bint has_epoll_wait
-    cdef unsigned turns_deferred, turns_unbroken
+    cdef unsigned turns_unbroken
     cdef int64_t seen_ns       # when the epoll set was last asked
     cdef unsigned entries, cq_entries_asked
 
@@ -262,7 +262,7 @@ cdef class UringReactor(Reactor):
             self.n_syscalls += 1
         ring_register_fd(&self.ring)
         self.n_syscalls += 1
-        return 0
+        return Reactor.start(self)
 
     cdef int stop(self) except -1:
         if ring_unsubmitted(&self.ring):
@@ -308,20 +308,19 @@ cdef class UringReactor(Reactor):
         self.n_polls += 1
         if self.finished:
             self.deliver_finished()
-        if not self.epoll_armed:
-            # Asking the set costs a system call, so turns that only run callbacks
-            # share one; neither many turns nor slow ones may starve descriptors.
+        self.turns_unbroken += 1
+        if not self.epoll_armed and (self.look or self.turns_unbroken % CLOCK_TURNS == 0):
+            # Arming costs a system call, so turns that only run callbacks share one;
+            # neither many turns nor slow ones may starve descriptors.
             now = monotonic_ns()
-            self.turns_deferred += 1
-            if self.turns_deferred >= DEFER_TURNS or now - self.seen_ns >= DEFER_NS:
-                self.turns_deferred = 0
+            if self.look or now - self.seen_ns >= DEFER_NS:
+                self.look = False
                 self.seen_ns = now
                 self.arm_epoll()
         if ring_unsubmitted(&self.ring) or ring_wants_enter(&self.ring):
             self.enter()
         if ring_cq_ready(&self.ring):
             self.reap()
-        self.turns_unbroken += 1
         if self.turns_unbroken >= BREATHE_TURNS:
             self.turns_unbroken = 0
             with nogil:
@@ -351,7 +350,7 @@ cdef class UringReactor(Reactor):
         self.n_waits += 1
         self.wait_ns += after - before
         self.seen_ns = after
-        self.turns_deferred = self.turns_unbroken = 0
+        self.turns_unbroken = 0
         if n < 0 and n != -ETIME and n != -EINTR and n != -EBUSY and n != -EAGAIN:
             raise OSError(-n, f"io_uring_enter: {os.strerror(-n)}")
         self.reap()
