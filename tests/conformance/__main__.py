@@ -28,7 +28,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--module", nargs="+", action="extend", help="such as test_events; default: all of them"
     )
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time (default 2)")
-    parser.add_argument("--json", type=Path, help="write every outcome here, one JSON object a line")
+    parser.add_argument("--json", type=Path, help="write outcomes here, one JSON object a line")
     parser.add_argument("-v", "--verbose", action="store_true", help="with tracebacks")
     return parser.parse_args(arguments)
 
@@ -92,9 +92,7 @@ def main() -> int:
                 ours = suite.submit(backend, module).result()
                 runs.append(ours)
                 print(f"  {backend:<7}{summary(ours)}", flush=True)
-                for finding in _compare.compare(
-                    baseline, ours, exemptions, _compare.THIS_VERSION
-                ):
+                for finding in _compare.compare(baseline, ours, exemptions, _compare.THIS_VERSION):
                     findings.append(finding)
                     print(f"    {finding}", flush=True)
                     if arguments.verbose and finding.detail:

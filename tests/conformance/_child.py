@@ -38,43 +38,52 @@ if TYPE_CHECKING:
         tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
     )
 
-PACKAGE = "test.test_asyncio."
+PACKAGE = "test.test_asyncio"
 DETAIL_LIMIT = 6000  # characters of a traceback that are kept: the last ones
 
 
 class Reporter(unittest.TestResult):
     """One event when a test starts, one with its worst outcome when it has stopped."""
 
-    def __init__(self, output: int, seconds_per_test: float) -> None:
+    def __init__(self, output: int, package: str, seconds_per_test: float) -> None:
         super().__init__()
         self._output = output
+        self._prefix = package + "."
         self._pid = os.getpid()
         self._limit = seconds_per_test
         self._status = ""
         self._details: list[str] = []
 
     def emit(self, event: str, **fields: object) -> None:
-        # A forked child that falls through to here is not the one to report.
+        # A forked child may get here, by an exception that it ignores.
         if os.getpid() == self._pid:
             line = json.dumps({"event": event, **fields}) + "\n"
             os.write(self._output, line.encode())
 
     def arm(self) -> None:
         """Give the next test, or the fixture between two tests, a fresh time limit."""
-        faulthandler.dump_traceback_later(self._limit, exit=True, file=sys.__stderr__)
+        faulthandler.dump_traceback_later(
+            self._limit, exit=True, file=2
+        )  # tests replace sys.stderr
+
+    def name(self, test: unittest.TestCase) -> str:
+        """`test_events.HandleTests.test_handle`: the id without the package."""
+        return test.id().removeprefix(self._prefix)
 
     def startTest(self, test: unittest.TestCase) -> None:  # noqa: N802
         self.arm()
         self._status, self._details = "", []
-        self.emit("start", test=name_of(test))
+        self.emit("start", test=self.name(test))
         super().startTest(test)
 
     def stopTest(self, test: unittest.TestCase) -> None:  # noqa: N802
         super().stopTest(test)
+        if os.getpid() != self._pid:
+            os._exit(70)  # a forked child that fell out of its test must not run the rest
         self.arm()
         self.emit(
             "stop",
-            test=name_of(test),
+            test=self.name(test),
             status=self._status or "error",
             detail="\n".join(self._details)[-DETAIL_LIMIT:],
         )
@@ -116,11 +125,6 @@ class Reporter(unittest.TestResult):
         self._details.append("".join(lines))
 
 
-def name_of(test: unittest.TestCase) -> str:
-    """`test_events.HandleTests.test_handle`: the id without the package."""
-    return test.id().removeprefix(PACKAGE)
-
-
 def import_aiounify(directory: Path) -> ModuleType:
     """Import the package from the place where the runner found it, whatever `sys.path` says."""
     spec = importlib.util.spec_from_file_location(
@@ -140,6 +144,7 @@ def conformance_loop(aiounify: ModuleType, backend: str) -> Any:
 
     class ConformanceLoop(base):  # type: ignore[misc]
         made = 0
+        strays = 0
 
         def __init__(self, selector: BaseSelector | None = None) -> None:
             # EPollEventLoopTests and others hand in the selector they want. Here the reactor is
@@ -154,6 +159,7 @@ def conformance_loop(aiounify: ModuleType, backend: str) -> Any:
 
 def put_in_place(loop_class: Any) -> None:
     """Replace every name by which the tests reach the selector loop."""
+    count_strays(asyncio.SelectorEventLoop, loop_class)
     policy: Any = asyncio.DefaultEventLoopPolicy
     policy._loop_factory = loop_class  # new_event_loop, Runner, run, IsolatedAsyncioTestCase
     places: tuple[Any, ...] = (asyncio, unix_events)
@@ -161,6 +167,17 @@ def put_in_place(loop_class: Any) -> None:
         for name in ("SelectorEventLoop", "_UnixSelectorEventLoop", "EventLoop"):
             if hasattr(place, name):  # asyncio.EventLoop is new in 3.13
                 setattr(place, name, loop_class)
+
+
+def count_strays(original: Any, loop_class: Any) -> None:
+    """Count in `loop_class.strays` the stdlib's loops that a test gets hold of all the same."""
+    inherited = original.__init__
+
+    def counting(self: Any, *arguments: Any, **named: Any) -> None:
+        loop_class.strays += type(self) is original
+        inherited(self, *arguments, **named)
+
+    original.__init__ = counting
 
 
 def flatten(suite: Iterable[Any]) -> Iterator[unittest.TestCase]:
@@ -208,16 +225,18 @@ def run(arguments: argparse.Namespace, reporter: Reporter) -> None:
     support: Any = importlib.import_module("test.support")
     support.use_resources = ["cpu", "walltime"]  # the network outside this machine is no part of it
     try:
-        loaded = unittest.defaultTestLoader.loadTestsFromName(PACKAGE + arguments.module)
+        loaded = unittest.defaultTestLoader.loadTestsFromName(
+            f"{arguments.package}.{arguments.module}"
+        )
     except unittest.SkipTest as skip:
         reporter.emit("skip", detail=str(skip))
         return
     tests = list(flatten(loaded))
-    reporter.emit("plan", tests=[name_of(test) for test in tests])
+    reporter.emit("plan", tests=[reporter.name(test) for test in tests])
     if arguments.only:
-        tests = [test for test in tests if name_of(test) in arguments.only]
+        tests = [test for test in tests if reporter.name(test) in arguments.only]
     done = set(json.loads(arguments.skip.read_text())) if arguments.skip else set()
-    tests = [test for test in tests if name_of(test) not in done]
+    tests = [test for test in tests if reporter.name(test) not in done]
 
     before = descriptors()
     watch_unraisable(reporter)
@@ -227,7 +246,12 @@ def run(arguments: argparse.Namespace, reporter: Reporter) -> None:
     for target in before:
         if target in after:
             after.remove(target)
-    reporter.emit("end", left_open=after, loops=loop_class.made if loop_class else 0)
+    reporter.emit(
+        "end",
+        left_open=after,
+        loops=loop_class.made if loop_class else 0,
+        strays=loop_class.strays if loop_class else 0,
+    )
 
 
 def main() -> None:
@@ -238,6 +262,8 @@ def main() -> None:
     parser.add_argument("--aiounify", type=Path)
     parser.add_argument("--skip", type=Path, help="a JSON list of tests that have been run")
     parser.add_argument("--only", action="append", default=[])
+    parser.add_argument("--package", default=PACKAGE)
+    parser.add_argument("--path", help="where to find the package, if not where the interpreter is")
     parser.add_argument("--seconds-per-test", type=float, default=90.0)
     arguments = parser.parse_args()
     faulthandler.enable()
@@ -246,7 +272,9 @@ def main() -> None:
 
         warnings.simplefilter("default")
     output = os.open(arguments.output, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC)
-    run(arguments, Reporter(output, arguments.seconds_per_test))
+    if arguments.path:
+        sys.path.append(arguments.path)
+    run(arguments, Reporter(output, arguments.package, arguments.seconds_per_test))
     faulthandler.cancel_dump_traceback_later()
 
 

@@ -17,6 +17,19 @@ from ._suite import BACKENDS, ModuleRun, Outcome
 
 EXCEPTIONS_FILE = Path(__file__).with_name("exceptions.toml")
 VERSIONS = ("3.11", "3.12", "3.13")
+# Modules that do nothing but use the loop: one that makes none of ours was not put in its place.
+LOOP_MODULES = (
+    "test_buffered_proto",
+    "test_events",
+    "test_sendfile",
+    "test_server",
+    "test_sock_lowlevel",
+    "test_ssl",
+    "test_sslproto",
+    "test_streams",
+    "test_subprocess",
+    "test_unix_events",
+)
 THIS_VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
@@ -105,6 +118,10 @@ def compare(
         for test in named
         if test not in planned
     )
+    if ours.module in LOOP_MODULES and ours.left_open is not None and not ours.loops:
+        findings.append(Finding(ours.module, "made no loop of the class under test"))
+    if ours.strays:
+        findings.append(Finding(ours.module, f"made {ours.strays} loops of the standard library"))
     findings += _descriptors(baseline, ours)
     findings += _unraisable(baseline, ours)
     return findings

@@ -11,6 +11,7 @@ Rules:
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -61,12 +62,13 @@ class ModuleRun:
     module: str
     planned: list[str] = field(default_factory=list)
     outcomes: dict[str, Outcome] = field(default_factory=dict)
-    fixtures: list[tuple[str, str]] = field(default_factory=list)  # setUpClass and so on that failed
+    fixtures: list[tuple[str, str]] = field(default_factory=list)  # failed ones: setUpClass...
     skipped: str = ""  # the module as a whole, and why
     broken: str = ""  # the process could not go on, and why
     left_open: list[str] | None = None  # None: unknown, since the process did not end by itself
     unraisable: list[tuple[str, str]] = field(default_factory=list)
     loops: int = 0  # of the class under test that were made
+    strays: int = 0  # of the standard library's class, all the same
     stderr: str = ""
     seconds: float = 0.0
 
@@ -183,18 +185,17 @@ def _wait(child: subprocess.Popen[bytes]) -> str:
             ending = f"killed by {signal.Signals(-code).name}"
         elif code > 0:
             ending = f"exit status {code}"
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)  # its children, if any are left
-    except ProcessLookupError:
-        pass
     return ending
 
 
-def run_module(backend: str, module: str) -> ModuleRun:
+def run_module(backend: str, module: str, *options: str) -> ModuleRun:
+    """Run all tests of a module; `options` are for each child, and for tests of this file."""
     started = time.monotonic()
     run = ModuleRun(backend, module)
     for _ in range(RESTARTS):
-        if _run_rest(run):
+        if _run_rest(run, *options):
             break
     else:
         run.broken = f"given up after {RESTARTS} hangs or crashes"
@@ -205,17 +206,17 @@ def run_module(backend: str, module: str) -> ModuleRun:
     ]
     if len(again) <= RERUN_LIMIT:
         for name in again:
-            run.outcomes[name] = _rerun(run, name)
+            run.outcomes[name] = _rerun(run, name, *options)
     run.seconds = time.monotonic() - started
     return run
 
 
-def _run_rest(run: ModuleRun) -> bool:
+def _run_rest(run: ModuleRun, *options: str) -> bool:
     """Run the tests that have no outcome yet; False if the process must be started again."""
     with tempfile.NamedTemporaryFile("w", suffix=".json") as skip:
         json.dump(list(run.outcomes), skip)
         skip.flush()
-        process = _spawn(run.backend, run.module, "--skip", skip.name)
+        process = _spawn(run.backend, run.module, "--skip", skip.name, *options)
     first = not run.outcomes
     run.stderr += process.stderr
     running = ""
@@ -239,6 +240,7 @@ def _run_rest(run: ModuleRun) -> bool:
             case "end":
                 ended = True
                 run.loops += event["loops"]
+                run.strays += event["strays"]
                 run.left_open = event["left_open"] if first else None
     if ended:
         if process.ending:  # all tests were run, then the interpreter failed to shut down
@@ -257,11 +259,11 @@ def _unfinished(process: Process) -> Outcome:
     return Outcome("hang" if hung else "crash", detail)
 
 
-def _rerun(run: ModuleRun, name: str) -> Outcome:
+def _rerun(run: ModuleRun, name: str, *options: str) -> Outcome:
     """The outcome of a test that did not pass, after up to `RERUNS` more runs of it alone."""
     outcome = run.outcomes[name]
     for _ in range(RERUNS):
-        process = _spawn(run.backend, run.module, "--only", name)
+        process = _spawn(run.backend, run.module, "--only", name, *options)
         stops = [event for event in process.events if event["event"] == "stop"]
         again = Outcome(stops[-1]["status"], stops[-1]["detail"]) if stops else _unfinished(process)
         if again.status in ("ok", "skip"):
