@@ -21,9 +21,7 @@ if TYPE_CHECKING:
     from aiounify.loop import EventLoop
 
 # from 3.13 on asyncio shows arguments in debug mode only
-_SOURCE_DEBUG = (
-    "debug" in inspect.signature(format_helpers._format_callback_source).parameters
-)
+_SOURCE_DEBUG = "debug" in inspect.signature(format_helpers._format_callback_source).parameters
 # scheduler's STATE_ bits
 _CLOSED, _DEBUG, _FORKED = 1, 2, 4
 

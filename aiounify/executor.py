@@ -49,8 +49,9 @@ def _deliver(future: asyncio.Future[Any], result: Any, error: BaseException | No
     if error is None:
         future.set_result(result)
     elif isinstance(error, StopIteration):
-        replaced = RuntimeError("StopIteration interacts badly with generators and cannot be "
-                                "raised into a Future")
+        replaced = RuntimeError(
+            "StopIteration interacts badly with generators and cannot be raised into a Future"
+        )
         replaced.__cause__ = error
         future.set_exception(replaced)
     elif isinstance(error, concurrent.futures.CancelledError):

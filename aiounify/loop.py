@@ -178,9 +178,7 @@ class EventLoop(Scheduler, asyncio.SelectorEventLoop):
             self._listen_for_signals()
         return removed
 
-    def add_signal_handler(
-        self, sig: int, callback: Callable[..., object], *args: object
-    ) -> None:
+    def add_signal_handler(self, sig: int, callback: Callable[..., object], *args: object) -> None:
         """Call callback(*args) in the loop when the signal arrives; main thread only."""
         super().add_signal_handler(sig, callback, *args)
 
@@ -259,8 +257,17 @@ class EventLoop(Scheduler, asyncio.SelectorEventLoop):
             )
         waiter = self.create_future()
         transport = asyncio.unix_events._UnixSubprocessTransport(
-            self, protocol, args, shell, stdin, stdout, stderr, bufsize,
-            waiter=waiter, extra=extra, **kwargs,
+            self,
+            protocol,
+            args,
+            shell,
+            stdin,
+            stdout,
+            stderr,
+            bufsize,
+            waiter=waiter,
+            extra=extra,
+            **kwargs,
         )
         watch_child(self, transport.get_pid(), transport._process_exited)
         try:

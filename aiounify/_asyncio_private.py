@@ -1,0 +1,95 @@
+"""The private parts of Python's library that this package leans on, in one place.
+
+Each entry is looked up by `missing()`; tests/test_asyncio_private.py checks every one
+for its presence and for the shape the code relies on, so that a Python that changes
+one of them fails there, by name, and not in somebody's server.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import NamedTuple
+
+
+class Private(NamedTuple):
+    """One private name: where it is, and what it is needed for."""
+
+    module: str
+    name: str
+    used_for: str
+    until: tuple[int, int] | None = None  # the first Python without it, handled by the code
+
+
+PRIVATE = (
+    # asyncio: the loop's own attributes and methods, which `EventLoop` inherits
+    Private("asyncio.base_events", "BaseEventLoop._check_closed", "every entry point"),
+    Private("asyncio.base_events", "BaseEventLoop._check_running", "run_forever"),
+    Private("asyncio.base_events", "BaseEventLoop._check_thread", "debug mode"),
+    Private("asyncio.base_events", "BaseEventLoop._check_callback", "debug mode"),
+    Private("asyncio.base_events", "BaseEventLoop._check_default_executor", "run_in_executor"),
+    Private("asyncio.base_events", "BaseEventLoop._set_coroutine_origin_tracking", "run_forever"),
+    Private("asyncio.base_events", "BaseEventLoop._asyncgen_firstiter_hook", "run_forever"),
+    Private("asyncio.base_events", "BaseEventLoop._asyncgen_finalizer_hook", "run_forever"),
+    Private("asyncio.base_events", "_format_handle", "reports of slow callbacks"),
+    Private("asyncio.base_events", "logger", "reports of slow callbacks"),
+    Private(
+        "asyncio.selector_events",
+        "BaseSelectorEventLoop._ensure_fd_no_transport",
+        "add_priority, remove_priority",
+    ),
+    Private(
+        "asyncio.selector_events",
+        "BaseSelectorEventLoop._make_self_pipe",
+        "the self-pipe (_ssock, _csock) that signals write to",
+    ),
+    Private("asyncio.selector_events", "BaseSelectorEventLoop._read_from_self", "signals"),
+    Private("asyncio.unix_events", "_UnixSubprocessTransport", "child processes"),
+    Private("asyncio.unix_events", "_UnixSelectorEventLoop._handle_signal", "signals"),
+    Private("asyncio.events", "_set_running_loop", "run_forever"),
+    Private("asyncio.format_helpers", "_format_callback_source", "reports of exceptions"),
+    Private("asyncio.format_helpers", "extract_stack", "debug mode"),
+    Private("asyncio.events", "Handle._repr_info", "repr of handles"),
+    Private("asyncio.events", "TimerHandle._repr_info", "repr of handles"),
+    Private(
+        "asyncio.unix_events", "ThreadedChildWatcher", "telling foreign child watchers", (3, 14)
+    ),
+    Private("asyncio.unix_events", "PidfdChildWatcher", "telling foreign child watchers", (3, 14)),
+    # concurrent.futures: ThreadCall stands in a pool's queue
+    Private("concurrent.futures.thread", "_global_shutdown_lock", "run_in_executor"),
+    Private("concurrent.futures.thread", "_shutdown", "run_in_executor"),
+    Private(
+        "concurrent.futures.thread",
+        "ThreadPoolExecutor._adjust_thread_count",
+        "run_in_executor",
+    ),
+)
+
+# Assigned by asyncio's constructors; the native scheduler has properties in their place.
+PROPERTIES = (
+    "_closed",
+    "_debug",
+    "_ready",
+    "_scheduled",
+    "_stopping",
+    "_task_factory",
+    "_thread_id",
+)
+
+# Attributes that ThreadPoolExecutor's constructor sets and run_in_executor uses.
+POOL_ATTRIBUTES = ("_broken", "_shutdown", "_shutdown_lock", "_work_queue")
+
+
+def missing() -> list[str]:
+    """The entries this Python does not have, as "module.name (needed for ...)"."""
+    gone = []
+    for entry in PRIVATE:
+        if entry.until and sys.version_info >= entry.until:
+            continue
+        found: object = importlib.import_module(entry.module)
+        for part in entry.name.split("."):
+            found = getattr(found, part, None)
+            if found is None:
+                gone.append(f"{entry.module}.{entry.name} (needed for {entry.used_for})")
+                break
+    return gone
