@@ -80,6 +80,8 @@ class _NotFoundError(Exception):
 def _main_module(**attributes: object) -> types.ModuleType:
     module = types.ModuleType("__main__")
     vars(module).update(__builtins__=builtins, **attributes)
+    if sys.version_info < (3, 14):
+        module.__annotations__ = {}
     return module
 
 
@@ -119,18 +121,17 @@ def _find_script(path: str) -> _Program:
 
     sys.path[0], which `-m` made the current directory, becomes the program's.
     """
-    importer = pkgutil.get_importer(path)
+    # Paths as the interpreter has them: absolute in __file__, links resolved in sys.path.
+    file = os.path.abspath(path)  # noqa: PTH100 - Path.resolve() would resolve links
+    importer = pkgutil.get_importer(file)
     if not sys.flags.safe_path:
         del sys.path[0]
     if importer is not None:
-        sys.path.insert(0, path)
+        sys.path.insert(0, file)
         spec = importer.find_spec("__main__")
         if spec is None:
-            raise _NotFoundError(f"can't find '__main__' module in {path!r}", 1)
+            raise _NotFoundError(f"can't find '__main__' module in {file!r}", 1)
         return _program(spec)
-
-    # Paths as the interpreter has them: absolute in __file__, links resolved in sys.path.
-    file = os.path.abspath(path)  # noqa: PTH100 - Path.resolve() would resolve links
     if not sys.flags.safe_path:
         sys.path.insert(0, os.path.dirname(os.path.realpath(path)))  # noqa: PTH120
     loader: SourceFileLoader | SourcelessFileLoader
