@@ -28,7 +28,7 @@ __version__ = "0.1.0"
 
 __all__ = ["EventLoop", "Feature", "__version__", "features", "new_event_loop", "run"]
 if sys.version_info < (3, 16):
-    __all__ += ["EventLoopPolicy", "install"]  # noqa: PLE0604
+    __all__ += ["EventLoopPolicy", "install"]
 
 _T = TypeVar("_T")
 

@@ -43,7 +43,9 @@ class ReactorSelector(selectors.BaseSelector):
         reader, writer, _ = self._loop._watchers(fd)
         if reader is None and writer is None:
             raise KeyError(f"{fileobj!r} is not registered")
-        events = (reader and selectors.EVENT_READ or 0) | (writer and selectors.EVENT_WRITE or 0)
+        events = (selectors.EVENT_READ if reader is not None else 0) | (
+            selectors.EVENT_WRITE if writer is not None else 0
+        )
         return selectors.SelectorKey(fd, fd, events, (reader, writer))
 
     def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
