@@ -289,7 +289,7 @@ async def dns_lookup(tour: Tour) -> Wakeup:
 
 
 def print_row(kind: str, cause: str, mechanism: str, latency: str) -> None:
-    print(f"{kind:<25}{cause:<33}{mechanism:<41}{latency:>9}", flush=True)
+    print(f"{kind:<25}{cause:<34}{mechanism:<41}{latency:>9}", flush=True)
 
 
 async def walk(tour: Tour) -> int:
@@ -338,4 +338,8 @@ async def main() -> int:
 
 
 if __name__ == "__main__":
+    try:
+        aiounify.new_event_loop().close()
+    except (OSError, ValueError) as exc:  # AIOUNIFY_BACKEND names a backend that cannot be had
+        sys.exit(f"tour: {exc}")
     sys.exit(aiounify.run(main()))
