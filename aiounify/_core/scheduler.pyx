@@ -577,15 +577,11 @@ cdef object create_task(Scheduler self, PyObject **args, Py_ssize_t nargs, PyObj
         keywords = {names[i]: <object>args[nargs + i] for i in range(len(names))}
         return super(Scheduler, self).create_task(<object>args[0], **keywords)
     if not names:
-        task = PyObject_Call(_Task, (<object>args[0],), self.loop_keyword)
-    else:
-        keywords = {"loop": self}
-        for i in range(len(names)):
-            keywords[names[i]] = <object>args[nargs + i]
-        task = PyObject_Call(_Task, (<object>args[0],), keywords)
-    if self.q.state & STATE_DEBUG and task._source_traceback:
-        task._source_traceback.pop()  # this frame is not the caller's
-    return task
+        return PyObject_Call(_Task, (<object>args[0],), self.loop_keyword)
+    keywords = {"loop": self}
+    for i in range(len(names)):
+        keywords[names[i]] = <object>args[nargs + i]
+    return PyObject_Call(_Task, (<object>args[0],), keywords)
 
 
 cdef PyObject *c_create_task(PyObject *self, PyObject **args, Py_ssize_t nargs,
