@@ -426,6 +426,7 @@ cdef class UringReactor(Reactor):
                 self.reap()
                 if monotonic_ns() >= deadline:
                     break  # what is left stays in the in-flight list, and so in memory
+        self.give_up_in_flight(self.thread != 0)
         # A ring bound to another thread cannot be entered from here.  Closing it makes
         # the kernel cancel; the in-flight list keeps the memory.
         ring_close(&self.ring)
