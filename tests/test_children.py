@@ -105,8 +105,8 @@ async def test_missing_program():
 
 
 async def test_status_taken_by_somebody_else(caplog):
-    process = await asyncio.create_subprocess_exec("sh", "-c", "exit 4")
-    os.waitpid(process.pid, 0)  # before the loop had a look
+    process = await asyncio.create_subprocess_exec("sh", "-c", "sleep 0.2; exit 4")
+    os.waitpid(process.pid, 0)  # noqa: ASYNC222 - before the loop had a look
     assert await process.wait() == 255
     assert "exit status already read" in caplog.text
 

@@ -504,33 +504,34 @@ async def test_blocking_socket_is_refused_in_debug_mode():
 
 @pytest.fixture
 def big_file(tmp_path):
-    path = tmp_path / "big"
-    path.write_bytes(secrets.token_bytes(3_000_000))
+    """A file and what is in it."""
+    path, content = tmp_path / "big", secrets.token_bytes(3_000_000)
+    path.write_bytes(content)
     with path.open("rb") as file:
-        yield file
+        yield file, content
 
 
 @pytest.mark.parametrize(("offset", "count"), [(0, None), (1000, 2_000_001), (2_999_999, None)])
 async def test_sock_sendfile(big_file, offset, count):
-    loop = asyncio.get_running_loop()
+    loop, (file, content) = asyncio.get_running_loop(), big_file
     a, b = socket.socketpair()
     with a, b:
         a.setblocking(False)
         b.setblocking(False)
-        sending = asyncio.create_task(loop.sock_sendfile(a, big_file, offset, count))
-        expected = Path(big_file.name).read_bytes()[offset:][:count]
+        sending = asyncio.create_task(loop.sock_sendfile(a, file, offset, count))
+        expected = content[offset:][:count]
         got = bytearray()
         while len(got) < len(expected):
             got += await loop.sock_recv(b, 65536)
         assert await sending == len(expected)
         assert got == expected
-        assert big_file.tell() == offset + len(expected)
+        assert file.tell() == offset + len(expected)
 
 
 @pytest.mark.parametrize("tls", [False, True])
 async def test_sendfile(big_file, tls):
     """By the kernel, and for TLS by reading and writing."""
-    loop = asyncio.get_running_loop()
+    loop, (file, content) = asyncio.get_running_loop(), big_file
     server_side, client_side = contexts() if tls else (None, None)
     received = []
 
@@ -542,12 +543,12 @@ async def test_sendfile(big_file, tls):
     async with serving(server) as address:
         transport, protocol = await loop.create_connection(Collect, *address, ssl=client_side)
         transport.write(b"head ")
-        assert await loop.sendfile(transport, big_file) == 3_000_000
+        assert await loop.sendfile(transport, file) == 3_000_000
         transport.write(b" tail")
         transport.close()
         await protocol.lost
         await received[0].lost
-        assert received[0].data == b"head " + Path(big_file.name).read_bytes() + b" tail"
+        assert received[0].data == b"head " + content + b" tail"
 
 
 async def test_pipes():
