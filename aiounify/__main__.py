@@ -123,7 +123,7 @@ def _find_script(path: str) -> _Program:
     """
     # Paths as the interpreter has them: absolute in __file__ but otherwise as they were
     # given, links resolved in sys.path.
-    file = os.path.join(os.getcwd(), path.removeprefix("./"))  # noqa: PTH109, PTH118
+    file = os.path.join(os.getcwd(), path)  # noqa: PTH109, PTH118
     importer = pkgutil.get_importer(file)
     if not sys.flags.safe_path:
         del sys.path[0]

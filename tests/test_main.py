@@ -116,11 +116,12 @@ def facts():
     main = sys.modules["__main__"]
     spec = __spec__ and (__spec__.name, __spec__.origin, __spec__.parent)
     pickle.loads(pickle.dumps(Thing()))  # needs the right __main__
-    return [sys.argv, sys.path[0], __name__, __file__, __package__, spec, sorted(globals()),
+    names = {*globals()} - {"__file__", "__cached__"}  # python takes those away at the end
+    return [sys.argv, sys.path[0], __name__, __package__, spec, sorted(names),
             main.__dict__ is globals(), __doc__]
 
 async def main():
-    print(json.dumps(facts()))
+    print(__file__, __cached__, json.dumps(facts()))
     print(type(asyncio.get_running_loop()).__module__.split(".")[0], file=sys.stderr)
 
 asyncio.run(main())
