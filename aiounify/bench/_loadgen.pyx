@@ -137,6 +137,7 @@ cdef class Load:
     cdef int64_t _deadline
     cdef int64_t _last
     cdef int64_t _requests
+    cdef int64_t _left          # requests that may still begin; -1: until the deadline
     cdef int64_t _resent
     cdef int _busy
     cdef const char *_wrong
@@ -209,8 +210,8 @@ cdef class Load:
             close(self._epoll)
             self._epoll = -1
 
-    def run(self, double seconds):
-        """Ask for so long; return what `client` puts into the measurement."""
+    def run(self, double seconds, int64_t requests=0):
+        """Ask for so long, or so many requests; return what `client` puts into the measurement."""
         cdef int i, status
         cdef int64_t began
         if self._epoll < 0:
@@ -223,6 +224,7 @@ cdef class Load:
             self._all[i].verified = False
             self._all[i].busy = False
         began = self._last = _now()
+        self._left = requests if requests > 0 else -1
         self._deadline = began + <int64_t>(seconds * 1e9)
         with nogil:
             status = self._window()
@@ -251,7 +253,7 @@ cdef class Load:
         cdef epoll_event events[EVENTS]
         cdef int i, n
         for i in range(self._count):
-            if self._begin(&self._all[i], _now()) < 0:
+            if self._left != 0 and self._begin(&self._all[i], _now()) < 0:
                 return -1
         while self._busy:
             n = epoll_wait(self._epoll, events, EVENTS, RESEND_MS)
@@ -302,6 +304,8 @@ cdef class Load:
         connection.began = now
         connection.busy = True
         self._busy += 1
+        if self._left > 0:
+            self._left -= 1
         if connection.fd < 0 and self._connect(connection) < 0:
             return -1
         return self._push(connection)
@@ -362,6 +366,6 @@ cdef class Load:
         if self._kind == RECONNECT:
             close(connection.fd)
             connection.fd = -1
-        if now < self._deadline:
+        if self._left > 0 or (self._left < 0 and now < self._deadline):
             return self._begin(connection, now)
         return 0

@@ -30,6 +30,9 @@ class Measurement(TypedDict, total=False):
     #: Datagrams that were lost.
     resent: int
     lateness_ns: list[int]
+    #: Bytes that the connections of an idle row cost: private dirty pages, and resident ones.
+    memory: int
+    resident: int
 
 
 class SampleValues(TypedDict):
@@ -48,6 +51,8 @@ class Command(TypedDict, total=False):
 
     cmd: str
     seconds: float
+    #: How many operations, where it is not for so many seconds.
+    count: int
     # for the load generator
     key: str
     address: list[str | int]
@@ -67,6 +72,9 @@ class Reply(TypedDict, total=False):
     counters: dict[str, str]
     measurement: Measurement
     sample: SampleValues
+    #: Bytes of the process: private dirty pages, and resident ones.
+    memory: int
+    resident: int
 
 
 class ClosedError(Exception):
@@ -95,6 +103,9 @@ class Channel:
         """The next reply (the runner's side); TimeoutError if it does not come."""
         reply: Reply = json.loads(self._line(timeout))
         return reply
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
 
     def close(self) -> None:
         self._sock.close()

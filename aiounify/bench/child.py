@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from types import TracebackType
 
 from aiounify.bench.channel import Channel, ClosedError, Command, Reply
@@ -32,13 +33,14 @@ class ChildError(Exception):
 class Child:
     """A worker or a load generator, from its start to its end."""
 
-    def __init__(self, module: str, *arguments: str) -> None:
+    def __init__(self, module: str, *arguments: str, under: Sequence[str] = ()) -> None:
+        # `under`: a program that runs the child, such as valgrind.
         ours, theirs = socket.socketpair()
         environment = {k: v for k, v in os.environ.items() if k not in _DROP} | _SET
         self._output = os.memfd_create("bench-output")
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", module, "--fd", str(theirs.fileno()), *arguments],
+                [*under, sys.executable, "-m", module, "--fd", str(theirs.fileno()), *arguments],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=self._output,

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from aiounify.bench import machine, registry, report, rows
+from aiounify.bench import callgrind, document, machine, registry, report, rows
 from aiounify.bench.child import ChildError
 from aiounify.bench.runner import Options, RowResult, probe, run_row
 
@@ -47,7 +47,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m aiounify bench",
         description="Compare event loops: interleaved windows, pinned processes, medians.",
-        epilog="Without ROWS all rows are measured. 'list' as the only name lists rows and groups.",
+        epilog="Without ROWS a selection is measured, 'all' means every row. 'list' alone lists "
+        "rows and groups; 'report RUN.json' writes a document's tables.",
     )
     parser.add_argument("rows", nargs="*", metavar="ROWS", help="rows or groups of rows")
     parser.add_argument(
@@ -76,6 +77,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
         help="a smoke test: few short windows; the numbers are not worth quoting",
     )
     parser.add_argument(
+        "--callgrind",
+        action="store_true",
+        help="count the user's instructions under valgrind, which takes longer",
+    )
+    parser.add_argument(
         "--verbose", action="store_true", help="with a failure, show what the process printed"
     )
     parser.add_argument(
@@ -86,12 +92,14 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def _list() -> None:
     width = max(len(name) for name in [*rows.ROWS, *rows.GROUPS])
-    print("rows:")
+    print("rows (* is measured without a name):")
     for row in rows.ROWS.values():
-        print(f"  {row.name:<{width}}  {row.summary}")
+        print(f"{'*' if row.name in rows.DEFAULT else ' '} {row.name:<{width}}  {row.summary}")
     print("groups:")
     for group, names in rows.GROUPS.items():
-        print(f"  {group:<{width}}  {', '.join(names)}")
+        some = ", ".join(names[:4])
+        more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+        print(f"  {group:<{width}}  {some}{more}")
     print("loops:")
     print(f"  {', '.join(registry.LOOPS)}")
 
@@ -126,11 +134,15 @@ def _available(
         else:
             versions[name] = reply["version"]
             counters = reply["counters"]
+    if options.callgrind:
+        counters.pop("instructions_user", None)
     return versions, left_out, counters
 
 
 def run(argv: list[str]) -> int:
     """The whole command."""
+    if argv[:1] == ["report"]:
+        return document.run(argv[1:])
     arguments = parse(argv)
     if arguments.rows == ["list"]:
         _list()
@@ -141,6 +153,9 @@ def run(argv: list[str]) -> int:
         print(f"bench: {exc}", file=sys.stderr)
         return 2
 
+    if arguments.callgrind and not callgrind.available():
+        print(f"bench: {callgrind.INSTALL}", file=sys.stderr)
+        return 2
     names = list(arguments.loops or registry.DEFAULT)
     if arguments.peers:
         names += [name for name in registry.PEERS if name not in names]
@@ -150,6 +165,7 @@ def run(argv: list[str]) -> int:
         window=arguments.window or (_QUICK_WINDOW if arguments.quick else _WINDOW),
         server_cpu=server_cpu,
         client_cpu=client_cpu,
+        callgrind=arguments.callgrind,
     )
     progress = _Progress()
     # With the table out of the way where JSON goes to stdout.

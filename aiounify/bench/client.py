@@ -1,8 +1,9 @@
 """The asking process: holds the connections to all servers of a row, and loads one at a time.
 
 `python -m aiounify.bench.client --fd N --cpu N` answers commands until the socket pair closes:
-"open" connects to a server under a key, "run" loads the server of a key for a window, "close"
-gives a key up.  All work within a window is done in the compiled `_loadgen`, without the GIL.
+"open" connects to a server under a key, "run" loads the server of a key for a window, "count"
+sends it so many requests, "close" gives a key up, "wrk" runs wrk for a window.  All work within a
+window is done in the compiled `_loadgen`, without the GIL, or in wrk.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import sys
 import time
 import traceback
 
+from aiounify.bench import wrk
 from aiounify.bench.channel import Channel, ClosedError, Command, Reply
 from aiounify.bench.limits import raise_open_files
 
@@ -37,6 +39,13 @@ def main(argv: list[str]) -> int:
     loads: dict[str, Load] = {}
 
     def answer(command: Command) -> Reply:
+        if command["cmd"] == "wrk":
+            host, port = command["address"]
+            return Reply(
+                measurement=wrk.load(
+                    str(host), int(port), command["connections"], command["seconds"]
+                )
+            )
         key = command["key"]
         if command["cmd"] == "open":
             loads[key] = Load(
@@ -48,6 +57,8 @@ def main(argv: list[str]) -> int:
             measurement = loads[key].run(command["seconds"])
             measurement["client_cpu"] = time.process_time() - before
             return Reply(measurement=measurement)
+        if command["cmd"] == "count":
+            return Reply(measurement=loads[key].run(0.0, command["count"]))
         if command["cmd"] == "close":
             loads.pop(key).close()
             return Reply(ready=True)

@@ -6,6 +6,8 @@
 * Instructions come from two perf_event_open counters, user only and user plus kernel.  A machine
   without a PMU or with a strict perf_event_paranoid has none; `missing` then says why, and the
   values are None.
+* Under callgrind the user's instructions are those that valgrind executed: no hardware is needed,
+  and the same work gives the same count.  Times then mean nothing.
 * Threads are counted, child processes are not.
 """
 
@@ -14,14 +16,11 @@ import resource
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from aiounify.bench.channel import Measurement, SampleValues
 
-if TYPE_CHECKING:
-    from aiounify.bench._perf import Counter
-
-__all__ = ["Counters", "Sample"]
+__all__ = ["Counters", "Sample", "memory_used"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +58,37 @@ class Sample:
         }
 
 
+class _Counter(Protocol):
+    def read(self) -> int | None: ...
+
+
+class _Callgrind:
+    """Instructions since the first reading, from the files that callgrind writes when told to."""
+
+    def __init__(self, path: str) -> None:
+        from aiounify.bench import _perf
+
+        if not _perf.in_valgrind():
+            raise OSError("the process does not run under valgrind")
+        self._request = _perf
+        self._path = path
+        self._parts = 0
+        self._total = 0
+
+    def read(self) -> int:
+        if self._parts == 0:
+            self._request.callgrind_start()
+        self._request.callgrind_dump()
+        self._parts += 1
+        part = Path(f"{self._path}.{self._parts}")
+        with part.open() as lines:
+            self._total += next(
+                int(v) for k, _, v in (x.partition(":") for x in lines) if k == "totals"
+            )
+        part.unlink()
+        return self._total
+
+
 def _difference(before: int | None, after: int | None) -> int | None:
     if before is None or after is None or after <= before:
         return None
@@ -68,13 +98,19 @@ def _difference(before: int | None, after: int | None) -> int | None:
 class Counters:
     """The counters of this process; made before any thread is started, so that all are counted."""
 
-    def __init__(self) -> None:
+    def __init__(self, callgrind: str | None = None) -> None:
+        """`callgrind`: what valgrind was told to call its output."""
         #: Column name to the reason why it has no value.
         self.missing: dict[str, str] = {}
+        self._user: _Counter | None
+        self._all: _Counter | None
+        if callgrind is not None:
+            self._user, self._all = _Callgrind(callgrind), None
+            return
         self._user = self._open("instructions_user", user_only=True)
         self._all = self._open("instructions", user_only=False)
 
-    def _open(self, name: str, user_only: bool) -> "Counter | None":
+    def _open(self, name: str, user_only: bool) -> _Counter | None:
         try:
             from aiounify.bench._perf import Counter
         except ImportError as exc:
@@ -100,6 +136,15 @@ class Counters:
             instructions_user=self._user.read() if self._user else None,
             instructions=self._all.read() if self._all else None,
         )
+
+
+def memory_used() -> tuple[int, int]:
+    """Bytes of this process: private dirty pages, and all that are resident."""
+    found = {}
+    for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]:
+        name, _, value = line.partition(":")
+        found[name] = int(value.split()[0]) * 1024
+    return found["Private_Dirty"], found["Rss"]
 
 
 def _explain(exc: OSError) -> str:

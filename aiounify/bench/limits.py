@@ -6,7 +6,7 @@ __all__ = ["raise_open_files"]
 
 
 def raise_open_files() -> None:
-    """As many open files as the hard limit allows: a row may hold a thousand connections a loop."""
+    """As many open files as the hard limit allows: a row may hold thousands of connections."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 1 << 16 if hard == resource.RLIM_INFINITY else hard
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

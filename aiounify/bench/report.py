@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 from aiounify.bench import stats
 from aiounify.bench.channel import Measurement
 from aiounify.bench.machine import Machine
-from aiounify.bench.rows import LoopRow
+from aiounify.bench.rows import IdleRow, LoopRow
 from aiounify.bench.runner import Options, RowResult
 
-__all__ = ["as_json", "heading", "row_table"]
+__all__ = ["as_json", "heading", "number", "row_table"]
 
 _NOTHING = "n/a"
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
     """Three significant digits, with k and M for the large."""
     if value is None:
         return _NOTHING
@@ -34,7 +34,11 @@ def _micro(value: float | None) -> str:
     if value is None:
         return _NOTHING
     micro = value * 1e6
-    return _three(micro) if micro < 9999.5 else _number(micro)
+    return _three(micro) if micro < 9999.5 else number(micro)
+
+
+def _kib(value: float | None) -> str:
+    return _NOTHING if value is None else f"{value / 1024:.2f}"
 
 
 def _percent(value: float | None) -> str:
@@ -75,6 +79,8 @@ def heading(machine: Machine, options: Options, left_out: Mapping[str, str]) -> 
     if options.server_cpu == options.client_cpu:
         lines.append("only one CPU: the load generator takes time from the servers it asks")
     lines += [f"left out: {name}: {why}" for name, why in left_out.items()]
+    if options.callgrind:
+        lines.append("instr:u: counted by callgrind, in processes of their own")
     for why in dict.fromkeys(machine.counters.values()):
         columns = " and ".join(
             _COLUMN[name] for name, other in machine.counters.items() if other == why
@@ -91,6 +97,8 @@ def row_table(result: RowResult, loops: Sequence[str], base: str) -> str:
     row = result.row
     if isinstance(row, LoopRow) and row.lateness:
         head, cells = _lateness_cells(result)
+    elif isinstance(row, IdleRow):
+        head, cells = _memory_cells(result, base)
     else:
         head, cells = _rate_cells(result, base)
     body: list[list[str]] = []
@@ -101,8 +109,11 @@ def row_table(result: RowResult, loops: Sequence[str], base: str) -> str:
             body.append([name])
         else:
             body.append([name, *cells[name]])
-    title = f"{row.name}: {row.summary}"
-    return title + "\n" + _lines(["", *head], body, tails)
+    lines = [f"{row.name}: {row.summary}", _lines(["", *head], body, tails)]
+    for why in dict.fromkeys(result.uncounted.values()):
+        names = ", ".join(name for name, other in result.uncounted.items() if other == why)
+        lines.append(f"  instr:u n/a for {names}: {why}")
+    return "\n".join(lines)
 
 
 def _lateness_cells(result: RowResult) -> tuple[list[str], dict[str, list[str]]]:
@@ -112,6 +123,20 @@ def _lateness_cells(result: RowResult) -> tuple[list[str], dict[str, list[str]]]
         cpu = stats.median(windows, "cpu")
         cells[name] = [_micro(p50), _micro(p99), str(early), str(samples), _micro(cpu)]
     return ["p50 us late", "p99 us late", "early", "of", "cpu us"], cells
+
+
+def _memory_cells(result: RowResult, base: str) -> tuple[list[str], dict[str, list[str]]]:
+    reference = result.windows.get(base)
+    cells = {}
+    for name, windows in result.windows.items():
+        against = stats.ratio(windows, reference, "memory") if reference else None
+        cells[name] = [
+            _kib(stats.median(windows, "memory")),
+            _ratio(against),
+            _spread(against),
+            _kib(stats.median(windows, "resident")),
+        ]
+    return ["KiB", f"x {base}", "low-high", "resident KiB"], cells
 
 
 def _rate_cells(result: RowResult, base: str) -> tuple[list[str], dict[str, list[str]]]:
@@ -133,12 +158,12 @@ def _rate_cells(result: RowResult, base: str) -> tuple[list[str], dict[str, list
             return stats.ratio(windows, reference, metric) if reference else None
 
         rate = against("rate")
-        line = [_number(stats.median(windows, "rate")), _ratio(rate), _spread(rate)]
+        line = [number(stats.median(windows, "rate")), _ratio(rate), _spread(rate)]
         line.append(_percent(stats.median(windows, "busy")))
         line += [_micro(stats.median(windows, "cpu")), _ratio(against("cpu"))]
         line += [_micro(stats.median(windows, part)) for part in ("user", "system")]
         for metric in ("instructions_user", "instructions"):
-            line += [_number(stats.median(windows, metric)), _ratio(against(metric))]
+            line += [number(stats.median(windows, metric)), _ratio(against(metric))]
         if latencies:
             line += [_micro(stats.median(windows, part)) for part in ("p50", "p99")]
             line.append(_percent(stats.median(windows, "client_busy")))
@@ -163,6 +188,7 @@ def as_json(
             "server_cpu": options.server_cpu,
             "client_cpu": options.client_cpu,
             "base": base,
+            "callgrind": options.callgrind,
         },
         "left_out": dict(left_out),
         "rows": [_json_row(result, base) for result in results],
@@ -173,6 +199,7 @@ def as_json(
 def _json_row(result: RowResult, base: str) -> dict[str, object]:
     row = result.row
     loops: dict[str, object] = {name: {"failed": why} for name, why in result.failed.items()}
+    uncounted = {"uncounted": result.uncounted} if result.uncounted else {}
     lateness = isinstance(row, LoopRow) and row.lateness
     for name, windows in result.windows.items():
         found: dict[str, object] = {
@@ -197,6 +224,7 @@ def _json_row(result: RowResult, base: str) -> dict[str, object]:
         "unit": row.unit,
         "groups": list(row.groups),
         "loops": loops,
+        **uncounted,
     }
 
 

@@ -9,13 +9,16 @@ that drifts in one direction.  A loop that fails leaves the row, not the run.
 """
 
 import contextlib
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from aiounify.bench import callgrind, wrk
 from aiounify.bench.channel import Command, Measurement, Reply
 from aiounify.bench.child import Child, ChildError
 from aiounify.bench.counters import Sample
-from aiounify.bench.rows import Row, ServerRow
+from aiounify.bench.rows import HttpRow, IdleRow, Row, ServerRow, ServingRow
 
 __all__ = ["Options", "RowResult", "order", "probe", "run_row"]
 
@@ -32,6 +35,8 @@ class Options:
     window: float
     server_cpu: int
     client_cpu: int
+    #: Also count the user's instructions, under valgrind.
+    callgrind: bool = False
 
 
 @dataclass(slots=True)
@@ -41,6 +46,8 @@ class RowResult:
     row: Row
     windows: dict[str, list[Measurement]] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+    #: Why callgrind gave no instructions, for the loops where it did not.
+    uncounted: dict[str, str] = field(default_factory=dict)
     #: What the failed ones had printed.
     output: dict[str, str] = field(default_factory=dict)
 
@@ -123,6 +130,85 @@ class _ServerDriver:
         return Sample(**self._child.ask(Command(cmd="sample"), _PATIENCE)["sample"])
 
 
+class _HttpDriver:
+    """One loop in an `HttpRow`; wrk makes its connections for each window."""
+
+    def __init__(
+        self, child: Child, client: Child, reply: Reply, row: HttpRow, options: Options
+    ) -> None:
+        self._child = child
+        self._client = client
+        self._load = Command(
+            cmd="wrk",
+            address=reply["address"],
+            connections=row.connections,
+            seconds=options.window,
+        )
+        self._patience = _PATIENCE + options.window
+
+    def warm(self) -> None:
+        self._client.ask(self._load, self._patience)
+
+    def window(self) -> Measurement:
+        self._child.ask(Command(cmd="collect"), _PATIENCE)
+        before = self._sample()
+        load = self._client.ask(self._load, self._patience)["measurement"]
+        measured = self._sample().since(before, load["ops"])
+        measured.update(load)
+        return measured
+
+    def _sample(self) -> Sample:
+        return Sample(**self._child.ask(Command(cmd="sample"), _PATIENCE)["sample"])
+
+
+class _IdleDriver:
+    """One loop in an `IdleRow`: a new server for each window, with unused memory."""
+
+    def __init__(self, name: str, client: Child, row: IdleRow, options: Options) -> None:
+        self._name = name
+        self._client = client
+        self._row = row
+        self._options = options
+
+    def warm(self) -> None:
+        """Nothing to warm up."""
+
+    def window(self) -> Measurement:
+        row = self._row
+        with _worker(self._name, row, self._options) as child:
+            address = child.wait_ready(_START)["address"]
+            # One before the others, for what a loop allocates once.
+            self._ask(Command(cmd="open", address=address, connections=1))
+            self._echo(1)
+            before = child.ask(Command(cmd="memory"), _PATIENCE)
+            self._ask(Command(cmd="close"))
+            self._ask(Command(cmd="open", address=address, connections=row.connections))
+            self._echo(row.connections)
+            after = child.ask(Command(cmd="memory"), _PATIENCE)
+            self._ask(Command(cmd="close"))
+        return {
+            "ops": row.connections,
+            "memory": after["memory"] - before["memory"],
+            "resident": after["resident"] - before["resident"],
+        }
+
+    def _echo(self, count: int) -> None:
+        self._ask(Command(cmd="count", count=count))
+
+    def _ask(self, command: Command) -> None:
+        self._client.ask(command | Command(key=self._name, size=64, kind="stream"), _PATIENCE)
+
+
+_Driver = _LoopDriver | _ServerDriver | _HttpDriver | _IdleDriver
+
+
+def _needs(row: Row) -> str | None:
+    """What a row lacks on this machine."""
+    if isinstance(row, HttpRow) and not wrk.available():
+        return wrk.INSTALL
+    return None
+
+
 def run_row(
     row: Row,
     loops: Sequence[str],
@@ -132,7 +218,11 @@ def run_row(
     """Measure one row over all loops."""
     result = RowResult(row)
     with contextlib.ExitStack() as stack:
-        drivers: dict[str, _LoopDriver | _ServerDriver] = {}
+        lacking = _needs(row)
+        if lacking is not None:
+            result.failed.update(dict.fromkeys(loops, lacking))
+            return result
+        drivers: dict[str, _Driver] = {}
 
         @contextlib.contextmanager
         def failing(name: str) -> Iterator[None]:
@@ -145,7 +235,7 @@ def run_row(
                 drivers.pop(name, None)
 
         client: Child | None = None
-        if isinstance(row, ServerRow):
+        if isinstance(row, ServingRow):
             client = stack.enter_context(
                 Child("aiounify.bench.client", "--cpu", str(options.client_cpu))
             )
@@ -158,10 +248,16 @@ def run_row(
         for name in loops:
             progress(f"{row.name}: {name} starts")
             with failing(name):
+                if isinstance(row, IdleRow) and client is not None:
+                    drivers[name] = _IdleDriver(name, client, row, options)
+                    continue
                 child = stack.enter_context(_worker(name, row, options))
                 reply = child.wait_ready(_START)
+                stack.callback(_remove_socket, reply)
                 if isinstance(row, ServerRow) and client is not None:
                     drivers[name] = _ServerDriver(name, child, client, reply, row, options)
+                elif isinstance(row, HttpRow) and client is not None:
+                    drivers[name] = _HttpDriver(child, client, reply, row, options)
                 else:
                     drivers[name] = _LoopDriver(child, options)
         for name in list(drivers):
@@ -174,4 +270,26 @@ def run_row(
                 progress(f"{row.name}: round {turn + 1} of {options.rounds}, {name}")
                 with failing(name):
                     result.windows[name].append(drivers[name].window())
+    if options.callgrind:
+        _count(result, options, progress)
     return result
+
+
+def _count(result: RowResult, options: Options, progress: Callable[[str], None]) -> None:
+    """Put callgrind's instructions into the windows, in place of the hardware's."""
+    for name, windows in result.windows.items():
+        progress(f"{result.row.name}: callgrind counts {name}")
+        each: float | None = None
+        try:
+            each = callgrind.count(result.row, name, options.server_cpu, options.client_cpu)
+        except ChildError as exc:
+            result.uncounted[name] = str(exc)
+            result.output[name] = exc.output
+        for window in windows:
+            window["instructions_user"] = None if each is None else round(each * window["ops"])
+
+
+def _remove_socket(reply: Reply) -> None:
+    address = reply.get("address", [])
+    if len(address) == 1:
+        shutil.rmtree(Path(str(address[0])).parent, ignore_errors=True)

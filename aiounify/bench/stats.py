@@ -27,7 +27,7 @@ def _per_op(key: str) -> Callable[[Measurement], float | None]:
 
 
 def _rate(window: Measurement) -> float | None:
-    return window["ops"] / window["seconds"]
+    return window["ops"] / window["seconds"] if "seconds" in window else None
 
 
 def _cell(key: str) -> Callable[[Measurement], float | None]:
@@ -46,7 +46,7 @@ def _busy(key: str) -> Callable[[Measurement], float | None]:
     return value
 
 
-#: Name to the function that takes it from one window; times in seconds.
+#: Name to the function that takes it from one window; times in seconds, memory in bytes.
 METRICS: dict[str, Callable[[Measurement], float | None]] = {
     "rate": _rate,
     "cpu": _per_op("cpu"),
@@ -58,6 +58,8 @@ METRICS: dict[str, Callable[[Measurement], float | None]] = {
     "p99": _cell("p99"),
     "busy": _busy("cpu"),
     "client_busy": _busy("client_cpu"),
+    "memory": _per_op("memory"),
+    "resident": _per_op("resident"),
 }
 
 

@@ -5,9 +5,10 @@ over the socket pair until it closes.  Between commands it blocks in the kernel,
 of a row can wait on the same CPU without disturbing the one whose window it is.
 
 * A `LoopRow` is driven from the main thread: "warm" finds how many operations fill a window,
-  "window" does that many and returns the measurement.
-* A `ServerRow` runs its loop in the main thread for as long as the process lives; a second thread
-  answers "sample" with the counters.  The runner subtracts two samples.
+  "window" does that many and returns the measurement, "count" does as many as it says.
+* The other rows run their loop in the main thread for as long as the process lives; a second thread
+  answers "sample" with the counters and "memory" with the process's size.  The runner subtracts two
+  samples.
 
 Garbage is collected before each window, and left to the interpreter's own rules within it.
 """
@@ -24,9 +25,9 @@ import traceback
 
 from aiounify.bench import registry
 from aiounify.bench.channel import Channel, ClosedError, Measurement, Reply
-from aiounify.bench.counters import Counters
+from aiounify.bench.counters import Counters, memory_used
 from aiounify.bench.limits import raise_open_files
-from aiounify.bench.rows import ROWS, LoopRow, ServerRow
+from aiounify.bench.rows import ROWS, LoopRow, ServingRow
 
 __all__ = ["main", "operations"]
 
@@ -80,6 +81,9 @@ class _LoopWorker:
                     channel.send(Reply(ready=True))
                 elif command["cmd"] == "window":
                     channel.send(Reply(measurement=self.window()))
+                elif command["cmd"] == "count":
+                    gc.collect()
+                    channel.send(Reply(measurement=self._measure(command["count"])))
                 else:
                     channel.send(Reply(failed=f"unknown command {command['cmd']!r}"))
             except (ClosedError, KeyboardInterrupt):
@@ -90,11 +94,30 @@ class _LoopWorker:
 
 
 class _ServerWorker:
-    """Runs a `ServerRow`'s loop; the counters are read by a thread that sleeps otherwise."""
+    """Runs a `ServingRow`'s loop; the counters are read by a thread that sleeps otherwise."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, counters: Counters) -> None:
         self._loop = loop
         self._counters = counters
+
+    def serve_alone(self, channel: Channel) -> None:
+        """As `serve`, without a thread: valgrind lets no other thread run while one waits in
+        io_uring_enter.  The loop then watches one descriptor more."""
+
+        def answer() -> None:
+            try:
+                command = channel.command()
+            except ClosedError:
+                os._exit(0)
+            if command["cmd"] == "sample":
+                channel.send(Reply(sample=self._counters.sample().values()))
+            else:
+                gc.collect()
+                channel.send(Reply(ready=True))
+
+        self._loop.add_reader(channel.fileno(), answer)
+        self._loop.run_forever()
+        raise RuntimeError("the loop stopped serving")
 
     def serve(self, channel: Channel) -> None:
         thread = threading.Thread(target=self._answer, args=(channel,), daemon=True)
@@ -107,12 +130,16 @@ class _ServerWorker:
         try:
             while True:
                 command = channel.command()
-                if command["cmd"] == "collect":
+                if command["cmd"] in ("collect", "memory"):
                     # In the loop's own thread, where its objects expect to be freed.
                     done = threading.Event()
                     self._loop.call_soon_threadsafe(_collect, done)
                     done.wait()
-                    channel.send(Reply(ready=True))
+                    if command["cmd"] == "memory":
+                        memory, resident = memory_used()
+                        channel.send(Reply(memory=memory, resident=resident))
+                    else:
+                        channel.send(Reply(ready=True))
                 elif command["cmd"] == "sample":
                     channel.send(Reply(sample=self._counters.sample().values()))
                 else:
@@ -138,6 +165,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--fd", type=int, required=True)
     parser.add_argument("--cpu", type=int, required=True)
     parser.add_argument("--loop", required=True)
+    parser.add_argument("--callgrind", help="where callgrind, which runs this process, writes")
     parser.add_argument("--row", help="without one: only see whether the loop can be had")
     options = parser.parse_args(argv)
 
@@ -145,7 +173,7 @@ def main(argv: list[str]) -> int:
     os.set_inheritable(options.fd, False)
     channel = Channel(socket.socket(fileno=options.fd))
     raise_open_files()
-    counters = Counters()
+    counters = Counters(options.callgrind)
     try:
         chosen = registry.LOOPS[options.loop]
         loop = chosen.new()
@@ -157,7 +185,7 @@ def main(argv: list[str]) -> int:
             return 0
         row = ROWS[options.row]
         worker: _LoopWorker | _ServerWorker
-        if isinstance(row, ServerRow):
+        if isinstance(row, ServingRow):
             ready["address"] = list(loop.run_until_complete(row.serve()))
             worker = _ServerWorker(loop, counters)
         else:
@@ -170,6 +198,8 @@ def main(argv: list[str]) -> int:
         return 1
     channel.send(ready)
     with contextlib.suppress(ClosedError):
+        if options.callgrind and isinstance(worker, _ServerWorker):
+            worker.serve_alone(channel)
         worker.serve(channel)
     # Not loop.close() and the interpreter's end: a peer that hangs there has been measured already.
     sys.stdout.flush()

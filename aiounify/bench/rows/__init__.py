@@ -5,10 +5,40 @@ knows which loop runs it; `worker` and `runner` do.  To add one: write a functio
 put it into that file's `ROWS`, describe it in docs/benchmarks.md.
 """
 
-from aiounify.bench.rows import base, callbacks, echo, imports, process, tasks, threads, timers
-from aiounify.bench.rows.base import LoopRow, Row, ServerRow
+from aiounify.bench.rows import (
+    base,
+    callbacks,
+    connect,
+    datagrams,
+    echo,
+    http,
+    idle,
+    imports,
+    pipes,
+    process,
+    tasks,
+    threads,
+    timers,
+)
+from aiounify.bench.rows.base import HttpRow, IdleRow, LoopRow, Row, ServerRow, ServingRow
 
-__all__ = ["GROUPS", "ROWS", "LoopRow", "Row", "ServerRow", "UnknownRowError", "select"]
+__all__ = [
+    "ALL",
+    "DEFAULT",
+    "GROUPS",
+    "ROWS",
+    "HttpRow",
+    "IdleRow",
+    "LoopRow",
+    "Row",
+    "ServerRow",
+    "ServingRow",
+    "UnknownRowError",
+    "select",
+]
+
+#: The group of all rows.
+ALL = "all"
 
 _ALL: tuple[Row, ...] = (
     *callbacks.ROWS,
@@ -18,14 +48,40 @@ _ALL: tuple[Row, ...] = (
     *process.ROWS,
     *timers.LATENESS_ROWS,
     *imports.ROWS,
+    *pipes.ROWS,
     *echo.ROWS,
+    *connect.ROWS,
+    *datagrams.ROWS,
+    *idle.ROWS,
+    *http.ROWS,
+)
+
+# Of the many echo rows, those of which a change in the loop is seen first.
+_ECHO = (
+    "tcp-1k-x1",
+    "tcp-1k-x100",
+    "tcp-1k-x1000",
+    "tcp-16k-x100",
+    "tcp-64k-x10",
+    "buffered-1k-x100",
+    "buffered-64k-x10",
+    "streams-1k-x100",
+    "streams-64k-x10",
+    "sock-1k-x100",
+    "unix-1k-x100",
+    "unix-streams-1k-x100",
+)
+
+#: What is measured without a name.
+DEFAULT: tuple[str, ...] = tuple(
+    row.name for row in _ALL if "echo" not in row.groups or row.name in _ECHO
 )
 
 ROWS: dict[str, Row] = {row.name: row for row in _ALL}
 
 
 def _groups() -> dict[str, list[str]]:
-    groups: dict[str, list[str]] = {}
+    groups: dict[str, list[str]] = {ALL: [row.name for row in _ALL]}
     for row in _ALL:
         for group in row.groups:
             groups.setdefault(group, []).append(row.name)
@@ -46,10 +102,8 @@ class UnknownRowError(ValueError):
 
 
 def select(names: list[str]) -> list[Row]:
-    """The rows that these names (rows or groups; none means all) stand for, in table order."""
-    if not names:
-        return list(_ALL)
-    chosen: set[str] = set()
+    """The rows that these names (rows or groups; none means DEFAULT) stand for, in table order."""
+    chosen: set[str] = set() if names else set(DEFAULT)
     for name in names:
         if name in ROWS:
             chosen.add(name)

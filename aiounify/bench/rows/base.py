@@ -1,8 +1,9 @@
-"""The two shapes a row can have, and what they share.
+"""The shapes a row can have, and what they share.
 
 `LoopRow`: the loop itself is the work.  `prepare(loop)` sets the scene once and returns `run(n)`,
 which does n operations and returns when they are done.
-`ServerRow`: the loop serves, a load generator in another process asks.
+`ServingRow`: the loop serves, and another process asks.  Three kinds: `ServerRow` is loaded by the
+compiled load generator, `HttpRow` by wrk, and of an `IdleRow` only the memory is of interest.
 """
 
 import asyncio
@@ -12,7 +13,18 @@ from dataclasses import dataclass
 
 from aiounify.bench.channel import Measurement
 
-__all__ = ["Address", "LoopRow", "Row", "Run", "ServerRow", "close_matches", "noop"]
+__all__ = [
+    "Address",
+    "HttpRow",
+    "IdleRow",
+    "LoopRow",
+    "Row",
+    "Run",
+    "ServerRow",
+    "ServingRow",
+    "close_matches",
+    "noop",
+]
 
 #: What a server listens on: (host, port), or (path,) for a unix socket.
 Address = tuple[str | int, ...]
@@ -42,17 +54,37 @@ class LoopRow(Row):
     batch: int = 1
     #: True for rows whose result is how late a timer is, not how many operations were done.
     lateness: bool = False
+    #: How many operations callgrind counts, in whole batches; 0: none, the work is not the loop's.
+    counted: int = 3000
 
 
 @dataclass(frozen=True, slots=True)
-class ServerRow(Row):
-    """A row in which a load generator sends requests to the worker's loop."""
+class ServingRow(Row):
+    """A row in which the worker's loop serves; `serve` returns where."""
 
     serve: Callable[[], Coroutine[object, object, Address]]
     connections: int
+
+
+@dataclass(frozen=True, slots=True)
+class ServerRow(ServingRow):
+    """A row in which a load generator sends requests to the worker's loop."""
+
     size: int
     #: Which of the load generator's conversations to hold; see `_loadgen`.
     kind: str = "stream"
+    #: How many requests callgrind counts.
+    counted: int = 3000
+
+
+@dataclass(frozen=True, slots=True)
+class HttpRow(ServingRow):
+    """A row in which wrk asks for `/`."""
+
+
+@dataclass(frozen=True, slots=True)
+class IdleRow(ServingRow):
+    """A row whose result is the memory of connections on which nothing happens any more."""
 
 
 def noop() -> None:

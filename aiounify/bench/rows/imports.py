@@ -56,5 +56,6 @@ ROWS = (
         ("import",),
         "import",
         _import,
+        counted=0,
     ),
 )

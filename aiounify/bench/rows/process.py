@@ -32,5 +32,6 @@ ROWS = (
         ("process",),
         "child",
         _true,
+        counted=20,
     ),
 )
