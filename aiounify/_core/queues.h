@@ -492,11 +492,14 @@ static int backlog_traverse(PyObject *self, visitproc visit, void *arg)
             return r;
     for (Py_ssize_t i = 0; i < q->timers; i++)
         Py_VISIT(q->heap[i].handle);
-    for (int fd = 0; fd < q->n_slots; fd++)
+    for (int fd = 0; fd < q->n_slots; fd++) {
         for (int k = 0; k < WATCH_KINDS; k++)
             if (q->slots[fd].watcher[k]
                 && (r = visit_ready_handle(q->slots[fd].watcher[k], visit, arg)))
                 return r;
+        for (uint32_t n = q->slots[fd].stream_refs; n; n--)
+            Py_VISIT(q->slots[fd].stream);
+    }
     for (OpLink *link = q->in_flight.next; link != &q->in_flight; link = link->next)
         Py_VISIT(link->op);
     return 0;
@@ -524,7 +527,7 @@ static void timers_clear(BacklogObject *q)
 
 static void watchers_clear(BacklogObject *q)
 {
-    for (int fd = 0; fd < q->n_slots; fd++)
+    for (int fd = 0; fd < q->n_slots; fd++) {
         for (int k = 0; k < WATCH_KINDS; k++) {
             HandleObject *h = q->slots[fd].watcher[k];
             if (h) {
@@ -533,6 +536,12 @@ static void watchers_clear(BacklogObject *q)
                 Py_DECREF(h);
             }
         }
+        PyObject *stream = q->slots[fd].stream;
+        q->slots[fd].stream_events = 0;
+        q->slots[fd].stream = NULL;
+        for (; q->slots[fd].stream_refs; q->slots[fd].stream_refs--)
+            Py_DECREF(stream);
+    }
     q->n_watched = 0;
 }
 
