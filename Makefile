@@ -55,7 +55,7 @@ clean: ## remove everything that was made here
 
 pip := $(python) -m pip --disable-pip-version-check --quiet
 # What pyproject.toml requires: its build system, the package itself, and extras by name.
-requirements = $(PYTHON) -c 'import sys, tomllib; t = tomllib.load(open("pyproject.toml", "rb")); \
+requirements = $(python) -c 'import sys, tomllib; t = tomllib.load(open("pyproject.toml", "rb")); \
 	p = t["project"]; e = p["optional-dependencies"]; \
 	print(*t["build-system"]["requires"], *p["dependencies"], sep="\n"); \
 	[print(*e[name], sep="\n") for name in sys.argv[1:]]'

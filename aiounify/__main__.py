@@ -121,8 +121,9 @@ def _find_script(path: str) -> _Program:
 
     sys.path[0], which `-m` made the current directory, becomes the program's.
     """
-    # Paths as the interpreter has them: absolute in __file__, links resolved in sys.path.
-    file = os.path.abspath(path)  # noqa: PTH100 - Path.resolve() would resolve links
+    # Paths as the interpreter has them: absolute in __file__ but otherwise as they were
+    # given, links resolved in sys.path.
+    file = os.path.join(os.getcwd(), path.removeprefix("./"))  # noqa: PTH109, PTH118
     importer = pkgutil.get_importer(file)
     if not sys.flags.safe_path:
         del sys.path[0]

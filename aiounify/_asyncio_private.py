@@ -7,9 +7,37 @@ one of them fails there, by name, and not in somebody's server.
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import sys
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+    from concurrent.futures import ThreadPoolExecutor
+
+    class SelectorEventLoop(asyncio.SelectorEventLoop):
+        """asyncio.SelectorEventLoop with those of its names that its type stubs leave out."""
+
+        _csock: Any  # a socket, None once closed
+        _default_executor: ThreadPoolExecutor | None
+        _signal_handlers: dict[int, asyncio.Handle]
+
+        def _asyncgen_finalizer_hook(self, agen: AsyncGenerator[Any, Any]) -> None: ...
+        def _asyncgen_firstiter_hook(self, agen: AsyncGenerator[Any, Any]) -> None: ...
+        def _check_callback(self, callback: object, method: str) -> None: ...
+        def _check_closed(self) -> None: ...
+        def _check_default_executor(self) -> None: ...
+        def _check_running(self) -> None: ...
+        def _check_thread(self) -> None: ...
+        def _ensure_fd_no_transport(self, fd: object) -> None: ...
+        def _set_coroutine_origin_tracking(self, enabled: bool) -> None: ...
+        async def _make_subprocess_transport(
+            self, *args: Any, **kwargs: Any
+        ) -> asyncio.SubprocessTransport: ...
+
+else:
+    SelectorEventLoop = asyncio.SelectorEventLoop
 
 
 class Private(NamedTuple):

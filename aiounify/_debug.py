@@ -63,8 +63,9 @@ def source_traceback() -> traceback.StackSummary:
 
 def report_slow(handle: Any, seconds: float) -> None:
     """A callback or task step took longer than loop.slow_callback_duration."""
-    asyncio.base_events.logger.warning(
-        "Executing %s took %.3f seconds", asyncio.base_events._format_handle(handle), seconds
+    base_events: Any = asyncio.base_events  # its type stubs have neither of the names
+    base_events.logger.warning(
+        "Executing %s took %.3f seconds", base_events._format_handle(handle), seconds
     )
 
 

@@ -1,7 +1,8 @@
 """What _kernel_build.py declares; cffi compiles it."""
 
-from _cffi_backend import FFI
 from typing import Protocol
+
+from _cffi_backend import FFI
 
 class _Lib(Protocol):
     def aio_futex_waitv(self, waiters: FFI.CData, count: int, flags: int, /) -> int: ...

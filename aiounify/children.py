@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 import warnings
+from asyncio.log import logger
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def _reap(pid: int) -> int:
         _, status = os.waitpid(pid, 0)
     except ChildProcessError:
         # Somebody else waited for it: there is no way to learn the status.
-        asyncio.log.logger.warning(
+        logger.warning(
             "child process pid %d exit status already read: will report returncode 255", pid
         )
         return 255
@@ -59,7 +60,7 @@ def foreign_watcher() -> object | None:
     """
     if sys.version_info >= (3, 14):
         return None
-    watcher = getattr(asyncio.get_event_loop_policy(), "_watcher", None)
+    watcher: object = getattr(asyncio.get_event_loop_policy(), "_watcher", None)
     if watcher is None or type(watcher) in _default_watchers:
         return None
     return watcher
@@ -84,6 +85,6 @@ def _watch_by_thread(loop: EventLoop, pid: int, exited: Callable[[int], object])
         try:
             loop.call_soon_threadsafe(exited, code)
         except RuntimeError:  # the loop was closed meanwhile
-            asyncio.log.logger.warning("Loop %r that handles pid %r is closed", loop, pid)
+            logger.warning("Loop %r that handles pid %r is closed", loop, pid)
 
     threading.Thread(target=wait, name=f"aiounify-waitpid-{pid}", daemon=True).start()

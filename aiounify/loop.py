@@ -23,6 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from aiounify import _debug
+from aiounify._asyncio_private import SelectorEventLoop
 from aiounify._core.epoll import EpollReactor
 from aiounify._core.scheduler import Scheduler
 from aiounify._core.stream import Acceptor, StreamTransport, stream_at
@@ -51,7 +52,8 @@ def _after_fork_in_child() -> None:
 os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
-class EventLoop(Scheduler, asyncio.SelectorEventLoop):
+# misc: of create_task() asyncio's stubs know the keywords of one Python version only
+class EventLoop(Scheduler, SelectorEventLoop):  # type: ignore[misc]
     """An asyncio event loop for Linux, on io_uring or epoll.
 
     `backend` is "auto" (io_uring if a real ring can be made, else epoll), "uring" or
@@ -357,7 +359,8 @@ class EventLoop(Scheduler, asyncio.SelectorEventLoop):
                 protocol, args, shell, stdin, stdout, stderr, bufsize, extra=extra, **kwargs
             )
         waiter = self.create_future()
-        transport = asyncio.unix_events._UnixSubprocessTransport(
+        unix_events: Any = asyncio.unix_events  # its type stubs lack the name
+        transport = unix_events._UnixSubprocessTransport(
             self,
             protocol,
             args,
@@ -379,4 +382,5 @@ class EventLoop(Scheduler, asyncio.SelectorEventLoop):
             transport.close()
             await transport._wait()
             raise
-        return transport
+        found: asyncio.SubprocessTransport = transport
+        return found

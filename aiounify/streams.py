@@ -37,7 +37,7 @@ else:
         server._detach()
 
 
-class SocketTransport(asyncio.Transport):
+class SocketTransport(asyncio.transports._FlowControlMixin):
     """What type an aiounify stream transport shows; never instantiated."""
 
 

@@ -1,19 +1,18 @@
 /* Handles: one scheduled callback each.
  *
  * Why C: a handle is made, run and freed for every callback of the program, and
- * both its layout (inline arguments) and its life (freelists, one type outside
- * the garbage collector) are what make that cheap.
+ * both its layout (inline arguments) and its life (freelists, contents that move to
+ * the stack to run) are what make that cheap.
  *
  * Two types share one struct:
- *   Handle       what call_soon() and add_reader() return.  Not a garbage
- *                collected type: it lives from call_soon() to the next turn, so
- *                tracking it would be pure cost.  The queue that owns it visits
- *                what it refers to (see queues.h) and a handle drops all its
- *                references once it has run or was cancelled, so no cycle
- *                outlives the callback.
- *   TimerHandle  what call_later() and call_at() return.  Garbage collected,
- *                since a timer may stay for hours and programs store it in the
- *                object whose method it calls.
+ *   Handle       what call_soon() and add_reader() return.
+ *   TimerHandle  what call_later() and call_at() return.
+ *
+ * Both are garbage collected types, since programs keep handles in the objects whose
+ * methods they call; a handle drops all its references once it has run or was
+ * cancelled, so no cycle outlives the callback.  A handle that nobody but the ready
+ * ring will ever hold, that of a step of a C Task, is not tracked: the ring's owner
+ * visits its contents (see backlog_traverse).
  *
  * Both answer asyncio.Handle / asyncio.TimerHandle to isinstance() by their
  * __class__, and carry asyncio's private names (_callback, _args, _cancelled,
@@ -53,15 +52,13 @@ static inline HandleObject *handle_alloc(int timer)
         /* dead but whole: it kept its type, and the reference to it */
         h = handle_free[timer][--handle_free_count[timer]];
         Py_SET_REFCNT((PyObject *)h, 1);
-    } else if (timer) {
-        h = PyObject_GC_New(HandleObject, type);
     } else {
-        h = PyObject_New(HandleObject, type);
+        h = PyObject_GC_New(HandleObject, type);
     }
     return h;
 }
 
-/* A new handle; context NULL means a copy of the current one. */
+/* A new handle, not tracked yet; context NULL means a copy of the current one. */
 static inline HandleObject *handle_new(int timer, PyObject *loop, PyObject *callback,
                                        PyObject *const *args, Py_ssize_t nargs,
                                        PyObject *context)
@@ -103,8 +100,6 @@ static inline HandleObject *handle_new(int timer, PyObject *loop, PyObject *call
         for (Py_ssize_t i = 0; i < nargs; i++)
             h->args[i] = Py_NewRef(args[i]);
     }
-    if (timer)
-        PyObject_GC_Track((PyObject *)h);
     return h;
 }
 
@@ -126,8 +121,10 @@ static void handle_drop(HandleObject *h)
     Py_XDECREF(loop);
 }
 
-static int handle_traverse(HandleObject *h, visitproc visit, void *arg)
+static int handle_traverse(PyObject *self, visitproc visit, void *arg)
 {
+    HandleObject *h = (HandleObject *)self;
+    Py_VISIT(Py_TYPE(self));
     Py_VISIT(h->loop);
     Py_VISIT(h->callback);
     Py_VISIT(h->context);
@@ -136,12 +133,6 @@ static int handle_traverse(HandleObject *h, visitproc visit, void *arg)
     for (int i = 0; i < n; i++)
         Py_VISIT(h->args[i]);
     return 0;
-}
-
-static int timer_handle_traverse(PyObject *self, visitproc visit, void *arg)
-{
-    Py_VISIT(Py_TYPE(self));
-    return handle_traverse((HandleObject *)self, visit, arg);
 }
 
 static int handle_clear(PyObject *self)
@@ -156,8 +147,7 @@ static void handle_dealloc(PyObject *self)
     HandleObject *h = (HandleObject *)self;
     PyTypeObject *type = Py_TYPE(self);
     int timer = type == TimerHandle_Type;
-    if (timer)
-        PyObject_GC_UnTrack(self);
+    PyObject_GC_UnTrack(self);
     if (h->weakrefs)
         PyObject_ClearWeakRefs(self);
     if (h->loop || h->callback)
@@ -168,10 +158,7 @@ static void handle_dealloc(PyObject *self)
         handle_free[timer][handle_free_count[timer]++] = h;
         return;
     }
-    if (timer)
-        PyObject_GC_Del(h);
-    else
-        PyObject_Free(h);
+    PyObject_GC_Del(h);
     Py_DECREF(type);
 }
 
@@ -415,6 +402,8 @@ static PyMemberDef handle_members[] = {
 static PyType_Slot handle_slots[] = {
     {Py_tp_doc, "A callback scheduled by call_soon(); an asyncio.Handle to isinstance()."},
     {Py_tp_dealloc, handle_dealloc},
+    {Py_tp_traverse, handle_traverse},
+    {Py_tp_clear, handle_clear},
     {Py_tp_methods, handle_methods},
     {Py_tp_getset, handle_getset},
     {Py_tp_members, handle_members},
@@ -425,7 +414,7 @@ static PyType_Slot timer_handle_slots[] = {
     {Py_tp_doc,
      "A callback scheduled by call_later() or call_at(); an asyncio.TimerHandle to isinstance()."},
     {Py_tp_dealloc, handle_dealloc},
-    {Py_tp_traverse, timer_handle_traverse},
+    {Py_tp_traverse, handle_traverse},
     {Py_tp_clear, handle_clear},
     {Py_tp_methods, timer_handle_methods},
     {Py_tp_getset, timer_handle_getset},
@@ -437,7 +426,7 @@ static PyType_Slot timer_handle_slots[] = {
 
 static PyType_Spec handle_spec = {
     "aiounify._core.scheduler.Handle", sizeof(HandleObject), 0,
-    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, handle_slots};
+    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_DISALLOW_INSTANTIATION, handle_slots};
 
 static PyType_Spec timer_handle_spec = {
     "aiounify._core.scheduler.TimerHandle", sizeof(HandleObject), 0,

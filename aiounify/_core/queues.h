@@ -382,6 +382,11 @@ static PyObject *backlog_call_soon(BacklogObject *q, PyObject *loop, PyObject *c
         Py_XDECREF(h);
         return NULL;
     }
+    /* asyncio's C Task passes its step or wake-up, native objects, with context= and
+     * drops the handle.  Others may keep it, and make a cycle of it. */
+    if (kwnames != names_context || !kwnames || PyFunction_Check(a.args[0])
+        || PyMethod_Check(a.args[0]))
+        PyObject_GC_Track((PyObject *)h);
     if (threadsafe)
         backlog_wake(q);
     return (PyObject *)h;
@@ -400,6 +405,7 @@ static PyObject *schedule_at(BacklogObject *q, PyObject *loop, struct schedule_a
             h->when = when;
             h->flags |= HANDLE_WHEN_GIVEN;
         }
+        PyObject_GC_Track((PyObject *)h);
         if ((traceback && handle_debug_set(h, 0, traceback) < 0) || timer_heap_push(q, h) < 0)
             Py_CLEAR(h);
     }
@@ -471,32 +477,23 @@ static int queues_init(void)
 
 /* ---- the object ---------------------------------------------------------- */
 
-/* A ready handle is not tracked by the collector, so its owner visits what it
- * refers to, as long as the owner is the only one who holds it. */
-static int visit_ready_handle(HandleObject *h, visitproc visit, void *arg)
-{
-    if (h->flags & HANDLE_TIMER) {
-        Py_VISIT(h);
-        return 0;
-    }
-    return Py_REFCNT(h) == 1 ? handle_traverse(h, visit, arg) : 0;
-}
-
 static int backlog_traverse(PyObject *self, visitproc visit, void *arg)
 {
     BacklogObject *q = (BacklogObject *)self;
-    int r;
     Py_VISIT(Py_TYPE(self));
-    for (size_t i = q->head; i != q->tail; i++)
-        if ((r = visit_ready_handle(q->ring[i & q->mask], visit, arg)))
+    for (size_t i = q->head; i != q->tail; i++) {
+        PyObject *h = (PyObject *)q->ring[i & q->mask];
+        int r = 0;
+        if (PyObject_GC_IsTracked(h))
+            Py_VISIT(h);
+        else if (Py_REFCNT(h) == 1 && (r = handle_traverse(h, visit, arg)))
             return r;
+    }
     for (Py_ssize_t i = 0; i < q->timers; i++)
         Py_VISIT(q->heap[i].handle);
     for (int fd = 0; fd < q->n_slots; fd++) {
         for (int k = 0; k < WATCH_KINDS; k++)
-            if (q->slots[fd].watcher[k]
-                && (r = visit_ready_handle(q->slots[fd].watcher[k], visit, arg)))
-                return r;
+            Py_VISIT(q->slots[fd].watcher[k]);
         for (uint32_t n = q->slots[fd].stream_refs; n; n--)
             Py_VISIT(q->slots[fd].stream);
     }

@@ -96,6 +96,7 @@ cdef class Reactor:
     cdef object backlog
     cdef BacklogObject *q
     cdef int epfd
+    cdef int wake_fd
     cdef bint closed, shutting, running
     cdef bint look       # the next poll asks the kernel, however recent the last answer is
     cdef epoll_event events[MAX_EVENTS]
@@ -141,4 +142,5 @@ cdef class Reactor:
     cdef int ops_ready(self, int fd, uint32_t events) except -1
     cdef int finish_later(self, Op op, int result) except -1
     cdef int deliver_finished(self) except -1
+    cdef int give_up_in_flight(self, bint submitted) except -1
     cdef int completed(self, Op op, int result, uint32_t flags, bint last) except -1

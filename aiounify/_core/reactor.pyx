@@ -62,6 +62,15 @@ cdef extern from "<fcntl.h>" nogil:
         F_GETFD
     int fcntl(int fd, int command)
 
+cdef extern from "<poll.h>" nogil:
+    enum:
+        POLLIN
+    struct pollfd:
+        int fd
+        short events
+        short revents
+    int c_poll "poll" (pollfd *fds, unsigned long n, int timeout)
+
 cdef extern from "<sys/eventfd.h>" nogil:
     enum:
         EFD_CLOEXEC
@@ -142,6 +151,12 @@ cdef class ReadOp(Op):
         self.readiness = EPOLLIN
 
     cdef int perform(self) noexcept:
+        # The descriptor may be a blocking one: ask first.
+        cdef pollfd p
+        p.fd = self.fd
+        p.events = POLLIN
+        if c_poll(&p, 1, 0) == 0:
+            return -EAGAIN
         cdef Py_ssize_t n = c_read(self.fd, <void *><size_t>self.address, self.length)
         return -errno if n < 0 else <int>n
 
@@ -178,6 +193,7 @@ cdef class Reactor:
 
     def __cinit__(self):
         self.epfd = -1
+        self.wake_fd = -1
         self.finished = []
         self.scratch = <char *>PyMem_Malloc(SCRATCH)
         if self.scratch == NULL:
@@ -190,8 +206,9 @@ cdef class Reactor:
         cdef int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
         if fd < 0:
             raise os_error(errno, "eventfd")
-        self.q.wake_fd = fd
+        self.wake_fd = fd
         self.make_set()
+        self.q.wake_fd = fd
 
     cdef int make_set(self) except -1:
         """A new epoll set with the reactor's own descriptors in it."""
@@ -201,7 +218,7 @@ cdef class Reactor:
         if self.epfd >= 0:
             c_close(self.epfd)
         self.epfd = fd
-        return self.add_internal(self.q.wake_fd, WAKE_MARK)
+        return self.add_internal(self.wake_fd, WAKE_MARK)
 
     cdef int add_internal(self, int fd, uint64_t mark) except -1:
         cdef epoll_event ev
@@ -217,7 +234,8 @@ cdef class Reactor:
         # unless the loop was never closed, in which case nothing refers to it.
         if self.epfd >= 0:
             c_close(self.epfd)
-            self.epfd = -1
+        if self.wake_fd >= 0:
+            c_close(self.wake_fd)
         PyMem_Free(self.scratch)
 
     cdef str name(self):
@@ -260,9 +278,9 @@ cdef class Reactor:
         if self.epfd >= 0:
             c_close(self.epfd)
             self.epfd = -1
-        if self.q.wake_fd >= 0:
-            c_close(self.q.wake_fd)
-            self.q.wake_fd = -1
+        if self.wake_fd >= 0:
+            c_close(self.wake_fd)
+            self.wake_fd = self.q.wake_fd = -1
         return 0
 
     cdef int abandon(self) except -1:
@@ -286,6 +304,23 @@ cdef class Reactor:
                 op.handle = None
         finally:
             Py_DECREF(owned)
+        return 0
+
+    cdef int give_up_in_flight(self, bint submitted) except -1:
+        """The loop closes, and what is in flight cannot be reaped.
+
+        What never reached the kernel is cancelled here.  Of the rest the memory stays
+        for good, for the kernel may still write to it, but not the callback and with it
+        the loop.
+        """
+        cdef OpLink *link = self.q.in_flight.next
+        cdef OpLink *after
+        while link != &self.q.in_flight:
+            after = link.next
+            (<Op>link.op).handle = None
+            if not submitted:
+                self.completed(<Op>link.op, -ECANCELED, 0, True)
+            link = after
         return 0
 
     cdef int finish_later(self, Op op, int result) except -1:

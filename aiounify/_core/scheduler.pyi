@@ -2,9 +2,9 @@ import asyncio
 import traceback
 from collections.abc import Callable, Coroutine, Generator, Iterator
 from contextvars import Context
-from typing import Any, TypeVar, final
+from typing import Any, TypeVar, TypeVarTuple, final
 
-from typing_extensions import TypeVarTuple, Unpack, disjoint_base
+from typing_extensions import disjoint_base
 
 from aiounify._core.reactor import Op, Reactor
 
@@ -112,32 +112,32 @@ class Scheduler:
     ) -> asyncio.Task[_T]: ...
     def call_soon(
         self,
-        callback: Callable[[Unpack[_Ts]], object],
+        callback: Callable[[*_Ts], object],
         /,
-        *args: Unpack[_Ts],
+        *args: *_Ts,
         context: Context | None = None,
     ) -> asyncio.Handle: ...
     def call_soon_threadsafe(
         self,
-        callback: Callable[[Unpack[_Ts]], object],
+        callback: Callable[[*_Ts], object],
         /,
-        *args: Unpack[_Ts],
+        *args: *_Ts,
         context: Context | None = None,
     ) -> asyncio.Handle: ...
     def call_later(
         self,
         delay: float,
-        callback: Callable[[Unpack[_Ts]], object],
+        callback: Callable[[*_Ts], object],
         /,
-        *args: Unpack[_Ts],
+        *args: *_Ts,
         context: Context | None = None,
     ) -> asyncio.TimerHandle: ...
     def call_at(
         self,
         when: float,
-        callback: Callable[[Unpack[_Ts]], object],
+        callback: Callable[[*_Ts], object],
         /,
-        *args: Unpack[_Ts],
+        *args: *_Ts,
         context: Context | None = None,
     ) -> asyncio.TimerHandle: ...
     def _attach(self, reactor: Reactor) -> None: ...

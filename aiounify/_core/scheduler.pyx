@@ -91,6 +91,7 @@ cdef extern from "Python.h":
         METH_KEYWORDS
     object PyDescr_NewMethod(PyTypeObject *type, PyMethodDef *method)
     void PyType_Modified(PyTypeObject *type)
+    void PyObject_GC_Track(PyObject *)
     void Py_INCREF(PyObject *)
     void Py_DECREF(PyObject *)
     PyObject *PyTuple_GET_ITEM(object, Py_ssize_t)
@@ -294,6 +295,8 @@ cdef class Scheduler:
             else:
                 self.reactor.close()
             watchers_clear(self.q)
+        # completions reaped while closing queued what nobody runs any more
+        ready_clear(self.q)
         self.loop_keyword = None
         context_forget()
 
@@ -403,6 +406,7 @@ cdef class Scheduler:
             NULL if not args else _items(args), len(args), NULL,
         )
         handle.flags |= HANDLE_KEEP
+        PyObject_GC_Track(<PyObject *>handle)
         try:
             # it runs many times, and keeps what it sets
             handle_own_context(handle)
@@ -476,6 +480,7 @@ cdef class Scheduler:
         cdef PyObject *argument = <PyObject *>op
         self._check_closed()
         handle = handle_new(0, <PyObject *>self, <PyObject *>callback, &argument, 1, NULL)
+        PyObject_GC_Track(<PyObject *>handle)
         op.handle = <object><PyObject *>handle
         Py_DECREF(<PyObject *>handle)
         self.reactor.submit(op)

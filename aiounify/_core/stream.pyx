@@ -189,7 +189,7 @@ cdef class StreamTransport(Watched):
     cdef bint stopping          # ... and was asked to end
     cdef bint by_readiness      # bulk, or a reactor that has nothing else
     cdef bint sending           # pending[0] is in the ring
-    cdef bint fd_closed
+    cdef bint fd_closed, lent
     cdef bint lost_called       # connection_lost was called; the descriptor waits for the ring
     cdef object kept            # what the ring still sends from after an abort
     cdef list stash             # received while it must not be delivered
@@ -1110,19 +1110,19 @@ cdef class StreamTransport(Watched):
 
     def _lend(self):
         """Give the descriptor's readiness to somebody else, until _take_back()."""
+        self.lent = True
         self.wait_for(0)
-        self.reactor.q.slots[self._sock_fd].stream = NULL
 
     def _take_back(self):
-        if self._loop is not None:
-            self.reactor.stream_open(self._sock_fd, self)
+        self.lent = False
 
 
 def stream_at(Reactor reactor, int fd):
     """The stream transport that has the descriptor, or None."""
     if fd < 0 or fd >= reactor.q.n_slots or reactor.q.slots[fd].stream == NULL:
         return None
-    return <object>reactor.q.slots[fd].stream
+    stream = <StreamTransport>reactor.q.slots[fd].stream
+    return None if stream.lent else stream
 
 
 cdef object _facade = asyncio.Transport

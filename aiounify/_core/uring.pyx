@@ -579,6 +579,7 @@ cdef class UringReactor(Reactor):
             if self.streams_in_flight():
                 for fd in range(self.q.n_slots):
                     self.q.slots[fd].stream_refs = 0  # never freed: the kernel has it
+        self.give_up_in_flight(self.thread != 0)
         # A ring bound to another thread cannot be entered from here.  Closing it makes
         # the kernel cancel; the in-flight list keeps the memory.
         ring_close(&self.ring)
