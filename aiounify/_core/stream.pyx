@@ -315,13 +315,20 @@ cdef class StreamTransport(Watched):
     # -- beginning and end --------------------------------------------------------
 
     def _start(self, waiter):
-        """connection_made, then reading, then the waiter: one callback in place of three."""
+        """connection_made, then the waiter and reading: one callback in place of three."""
         try:
             self.connection_made()
         finally:
-            self.start_reading()
-            if waiter is not None:
+            if waiter is None:
+                self.start_reading()
+            else:
+                # Data is delivered from the wait itself.  Whoever awaits the transport
+                # has to have it by then, so reading begins behind its wake-up.
                 _set_result(waiter, None)
+                self._loop.call_soon(self._start_reading)
+
+    def _start_reading(self):
+        self.start_reading()
 
     cdef int connection_made(self) except -1:
         try:
