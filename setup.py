@@ -7,7 +7,7 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 
 CFLAGS = ["-O2", "-fno-semantic-interposition", "-Wall", "-Wno-unused-function"]
-CORE = ["scheduler", "reactor", "uring", "epoll"]
+CORE = ["scheduler", "reactor", "uring", "epoll", "stream"]
 
 
 def headers(source: Path) -> set[str]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import sys
 import threading
 import weakref
@@ -25,11 +26,13 @@ from aiounify import _debug
 from aiounify._asyncio_private import SelectorEventLoop
 from aiounify._core.epoll import EpollReactor
 from aiounify._core.scheduler import Scheduler
+from aiounify._core.stream import Acceptor, StreamTransport, stream_at
 from aiounify._core.uring import UringReactor
 from aiounify._selector import ReactorSelector
 from aiounify.backends import OPERATION_NAMES, choose_backend, explain_forced
 from aiounify.children import foreign_watcher, watch_child
 from aiounify.executor import submit
+from aiounify.streams import is_stream_socket
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -194,6 +197,104 @@ class EventLoop(Scheduler, SelectorEventLoop):  # type: ignore[misc]
         super().close()
         while self._pidfds:
             os.close(self._pidfds.pop())
+
+    # -- stream transports --------------------------------------------------------
+
+    def _ensure_fd_no_transport(self, fd: Any) -> None:
+        super()._ensure_fd_no_transport(fd)
+        number = fd if isinstance(fd, int) else int(fd.fileno())
+        transport = stream_at(self._reactor, number)
+        if transport is not None and not transport.is_closing():
+            raise RuntimeError(f"File descriptor {fd!r} is used by transport {transport!r}")
+
+    def _make_socket_transport(
+        self,
+        sock: socket.socket,
+        protocol: asyncio.BaseProtocol,
+        waiter: asyncio.Future[None] | None = None,
+        *,
+        extra: dict[str, Any] | None = None,
+        server: Any = None,
+    ) -> asyncio.Transport:
+        if not is_stream_socket(sock):
+            return super()._make_socket_transport(
+                sock, protocol, waiter, extra=extra, server=server
+            )
+        self._ensure_fd_no_transport(sock)
+        return StreamTransport(self, sock, protocol, waiter, extra, server)
+
+    def _make_ssl_transport(
+        self,
+        rawsock: socket.socket,
+        protocol: asyncio.BaseProtocol,
+        sslcontext: Any,
+        waiter: asyncio.Future[None] | None = None,
+        *,
+        server_side: bool = False,
+        server_hostname: str | None = None,
+        extra: dict[str, Any] | None = None,
+        server: Any = None,
+        **timeouts: Any,
+    ) -> asyncio.Transport:
+        self._ensure_fd_no_transport(rawsock)
+        tls = asyncio.sslproto.SSLProtocol(
+            self, protocol, sslcontext, waiter, server_side, server_hostname, **timeouts
+        )
+        self._make_socket_transport(rawsock, tls, extra=extra, server=server)
+        return tls._app_transport
+
+    def _start_serving(
+        self,
+        protocol_factory: Callable[[], asyncio.BaseProtocol],
+        sock: socket.socket,
+        sslcontext: Any = None,
+        server: Any = None,
+        backlog: int = 100,
+        *timeouts: Any,
+        **named: Any,
+    ) -> None:
+        if sslcontext or not is_stream_socket(sock):
+            super()._start_serving(
+                protocol_factory, sock, sslcontext, server, backlog, *timeouts, **named
+            )
+            return
+
+        def out_of_resources(exc: OSError) -> None:
+            # The kernel goes on reporting the socket as ready, so pause for a while.
+            self.call_exception_handler(
+                {
+                    "message": "socket.accept() out of system resource",
+                    "exception": exc,
+                    "socket": asyncio.trsock.TransportSocket(sock),
+                }
+            )
+            self._remove_reader(sock.fileno())
+            self.call_later(
+                asyncio.constants.ACCEPT_RETRY_DELAY,
+                self._start_serving, protocol_factory, sock, None, server, backlog,
+            )
+
+        # Accepted sockets inherit it from the listening one: a system call less for each.
+        asyncio.base_events._set_nodelay(sock)
+        self._add_reader(
+            sock.fileno(),
+            Acceptor(self, protocol_factory, sock, server, backlog, out_of_resources),
+        )
+
+    async def _sendfile_native(self, transp: Any, file: Any, offset: int, count: int | None) -> int:
+        if type(transp) is not StreamTransport:
+            return await super()._sendfile_native(transp, file, offset, count)
+        reading = transp.is_reading()
+        transp.pause_reading()
+        await transp._make_empty_waiter()
+        transp._lend()
+        try:
+            return await self.sock_sendfile(transp._sock, file, offset, count, fallback=False)
+        finally:
+            transp._take_back()
+            transp._reset_empty_waiter()
+            if reading:
+                transp.resume_reading()
 
     # -- exceptional conditions -------------------------------------------------
 

@@ -64,6 +64,9 @@ typedef struct OpLink {
 
 typedef struct {
     HandleObject *watcher[WATCH_KINDS]; /* owned */
+    PyObject *stream;                   /* the stream transport that has this descriptor */
+    uint32_t stream_events;             /* the readiness it waits for */
+    uint32_t stream_refs;               /* references held on it, one for each thing it waits for */
     uint32_t op_events;                 /* epoll backend: events that operations wait for */
     uint32_t armed;                     /* events the epoll set was told */
     uint32_t generation;                /* of the registration; events carry it */
@@ -93,8 +96,12 @@ typedef struct BacklogObject {
     /* the loop is in (or about to enter) a wait that only an event ends */
     int sleeping;
     int wake_fd;
+    int64_t unsent_ns; /* since when sends wait for being submitted; 0: none does */
     uint64_t n_callbacks, n_timers_fired, n_wakes;
 } BacklogObject;
+
+/* How long a send may wait for others to be submitted with it. */
+#define UNSENT_NS 100000
 
 static inline int64_t monotonic_ns(void)
 {

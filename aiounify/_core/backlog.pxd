@@ -15,6 +15,7 @@ cdef extern from "backlog.h" nogil:
         WATCH_WRITER
         WATCH_PRIORITY
         WATCH_KINDS
+        UNSENT_NS
 
     ctypedef struct BacklogObject
 
@@ -36,6 +37,9 @@ cdef extern from "backlog.h" nogil:
 
     ctypedef struct FdSlot:
         HandleObject **watcher
+        PyObject *stream
+        uint32_t stream_events
+        uint32_t stream_refs
         uint32_t op_events
         uint32_t armed
         uint32_t generation
@@ -54,6 +58,7 @@ cdef extern from "backlog.h" nogil:
         uint32_t state
         int sleeping
         int wake_fd
+        int64_t unsent_ns
         uint64_t n_callbacks
         uint64_t n_timers_fired
         uint64_t n_wakes

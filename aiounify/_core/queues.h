@@ -491,9 +491,12 @@ static int backlog_traverse(PyObject *self, visitproc visit, void *arg)
     }
     for (Py_ssize_t i = 0; i < q->timers; i++)
         Py_VISIT(q->heap[i].handle);
-    for (int fd = 0; fd < q->n_slots; fd++)
+    for (int fd = 0; fd < q->n_slots; fd++) {
         for (int k = 0; k < WATCH_KINDS; k++)
             Py_VISIT(q->slots[fd].watcher[k]);
+        for (uint32_t n = q->slots[fd].stream_refs; n; n--)
+            Py_VISIT(q->slots[fd].stream);
+    }
     for (OpLink *link = q->in_flight.next; link != &q->in_flight; link = link->next)
         Py_VISIT(link->op);
     return 0;
@@ -521,7 +524,7 @@ static void timers_clear(BacklogObject *q)
 
 static void watchers_clear(BacklogObject *q)
 {
-    for (int fd = 0; fd < q->n_slots; fd++)
+    for (int fd = 0; fd < q->n_slots; fd++) {
         for (int k = 0; k < WATCH_KINDS; k++) {
             HandleObject *h = q->slots[fd].watcher[k];
             if (h) {
@@ -530,6 +533,12 @@ static void watchers_clear(BacklogObject *q)
                 Py_DECREF(h);
             }
         }
+        PyObject *stream = q->slots[fd].stream;
+        q->slots[fd].stream_events = 0;
+        q->slots[fd].stream = NULL;
+        for (; q->slots[fd].stream_refs; q->slots[fd].stream_refs--)
+            Py_DECREF(stream);
+    }
     q->n_watched = 0;
 }
 

@@ -51,6 +51,7 @@ cdef enum:
     MAX_EVENTS = 256     # readiness events taken in one turn
     NEVER = 0x3fffffffffffffff   # a deadline that does not come, in nanoseconds
     OP_KINDS = 64
+    SCRATCH = 65536
 
 
 cdef class Op:
@@ -81,15 +82,26 @@ cdef class ReadOp(Op):
     cdef bytearray buffer
 
 
+cdef class Watched:
+    """What owns a descriptor and takes its readiness directly, without a handle."""
+    cdef object __weakref__
+    cdef int ready(self, uint32_t events) except -1
+    cdef int received_in(self, char *data, int n, int buffer) except -1
+    cdef int receive_ended(self, int result) except -1
+    cdef int sent(self, int result) except -1
+    cdef int receive_again(self) except -1
+
+
 cdef class Reactor:
     cdef object backlog
     cdef BacklogObject *q
     cdef int epfd
     cdef int wake_fd
-    cdef bint closed
+    cdef bint closed, shutting, running
     cdef bint look       # the next poll asks the kernel, however recent the last answer is
     cdef epoll_event events[MAX_EVENTS]
     cdef list finished
+    cdef char *scratch       # SCRATCH bytes for small receives
     # counters: plain increments on paths that make a system call anyway
     cdef uint64_t n_syscalls, n_waits, n_polls, n_events, n_completions
     cdef int64_t wait_ns
@@ -113,6 +125,19 @@ cdef class Reactor:
     cdef int make_set(self) except -1
     cdef int add_internal(self, int fd, uint64_t mark) except -1
     cdef int renew(self) except -1
+    cdef int stream_open(self, int fd, Watched stream) except -1
+    cdef int stream_wait(self, int fd, uint32_t events) except -1
+    cdef int stream_close(self, int fd, bint shared) noexcept
+    cdef int stream_hold(self, int fd) noexcept
+    cdef int stream_release(self, int fd) noexcept
+    # what only the ring has; the base answers "not offered"
+    cdef bint receive_start(self, int fd, Watched stream) except -1
+    cdef int receive_stop(self, Watched stream) except -1
+    cdef int give_back(self, int buffer) noexcept
+    cdef bint send_start(self, int fd, Watched stream, char *data, Py_ssize_t n) except -1
+    cdef int send_stop(self, Watched stream) except -1
+    cdef bint worth_batching(self) noexcept
+    cdef int submit_sends(self) except -1
     cdef int dispatch(self, int n) except -1
     cdef int ops_ready(self, int fd, uint32_t events) except -1
     cdef int finish_later(self, Op op, int result) except -1

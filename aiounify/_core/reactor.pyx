@@ -33,7 +33,7 @@ Rules:
   descriptor number in use.
 """
 
-from cpython.mem cimport PyMem_Realloc
+from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
 from cpython.object cimport PyObject
 from libc.string cimport memset
 from posix.unistd cimport close as c_close
@@ -166,6 +166,28 @@ cdef class ReadOp(Op):
         return bytes(self.buffer[: self.result]) if self.done and self.result > 0 else b""
 
 
+cdef class Watched:
+    cdef int ready(self, uint32_t events) except -1:
+        """Readiness, as epoll says it."""
+        return 0
+
+    cdef int received_in(self, char *data, int n, int buffer) except -1:
+        """n bytes in a shared buffer, which has to be given back."""
+        return 0
+
+    cdef int receive_ended(self, int result) except -1:
+        """receive_start() is over: 0 at the end of the stream, or a negated errno."""
+        return 0
+
+    cdef int sent(self, int result) except -1:
+        """The completion of send_start()."""
+        return 0
+
+    cdef int receive_again(self) except -1:
+        """The ring was replaced: start receiving anew."""
+        return 0
+
+
 cdef class Reactor:
     """Base of the backends: the descriptor table, the wake-up, the counters."""
 
@@ -173,6 +195,9 @@ cdef class Reactor:
         self.epfd = -1
         self.wake_fd = -1
         self.finished = []
+        self.scratch = <char *>PyMem_Malloc(SCRATCH)
+        if self.scratch == NULL:
+            raise MemoryError
 
     def __init__(self, object backlog):
         """`backlog` is the scheduler's queue object; both live as long as the loop."""
@@ -211,6 +236,7 @@ cdef class Reactor:
             c_close(self.epfd)
         if self.wake_fd >= 0:
             c_close(self.wake_fd)
+        PyMem_Free(self.scratch)
 
     cdef str name(self):
         return "none"
@@ -222,11 +248,12 @@ cdef class Reactor:
 
     cdef int start(self) except -1:
         """The loop begins to run in this thread."""
-        self.look = True
+        self.look = self.running = True
         return 0
 
     cdef int stop(self) except -1:
         """The loop stops running."""
+        self.running = False
         return 0
 
     cdef int poll(self) except -1:
@@ -338,7 +365,7 @@ cdef class Reactor:
         """
         cdef FdSlot *slot = &self.q.slots[fd]
         cdef epoll_event ev
-        cdef uint32_t want = slot.op_events
+        cdef uint32_t want = slot.op_events | slot.stream_events
         cdef int op
         if slot.watcher[WATCH_READER] != NULL:
             want |= EPOLLIN
@@ -421,6 +448,93 @@ cdef class Reactor:
             return NULL
         return self.q.slots[fd].watcher[kind]
 
+    # A stream transport has its descriptor to itself; see stream.pyx.
+
+    cdef int stream_open(self, int fd, Watched stream) except -1:
+        """`stream` owns the descriptor from now on.  The slot does not own the stream."""
+        cdef FdSlot *slot = self.slot(fd)
+        slot.stream = <PyObject *>stream
+        return 0
+
+    cdef int stream_wait(self, int fd, uint32_t events) except -1:
+        """Call stream.ready() when one of the events is there; 0 stops it.
+
+        While it waits for something the slot keeps the stream alive.
+        """
+        cdef FdSlot *slot = &self.q.slots[fd]
+        cdef uint32_t before = slot.stream_events
+        cdef int error
+        if before == events:
+            return 0
+        slot.stream_events = events
+        error = self.arm(fd)
+        if error:
+            slot.stream_events = before
+            raise os_error(-error, f"cannot watch file descriptor {fd}")
+        if events and not before:
+            self.stream_hold(fd)
+        elif before and not events:
+            self.stream_release(fd)
+        return 0
+
+    cdef int stream_hold(self, int fd) noexcept:
+        """One more thing in the kernel refers to the stream."""
+        self.q.slots[fd].stream_refs += 1
+        Py_INCREF(self.q.slots[fd].stream)
+        return 0
+
+    cdef int stream_release(self, int fd) noexcept:
+        self.q.slots[fd].stream_refs -= 1
+        Py_DECREF(self.q.slots[fd].stream)
+        return 0
+
+    cdef int stream_close(self, int fd, bint shared) noexcept:
+        """The stream is about to close its descriptor; none of its operations is in flight.
+
+        Closing removes it from the epoll set, unless the socket was handed out
+        (`shared`) and may have been duplicated.
+        """
+        cdef FdSlot *slot
+        cdef PyObject *stream
+        if fd >= self.q.n_slots:
+            return 0
+        slot = &self.q.slots[fd]
+        stream = slot.stream
+        if stream == NULL:
+            return 0
+        slot.stream = NULL
+        if slot.stream_events:
+            slot.stream_events = 0
+            if shared and not self.closed:
+                self.arm(fd)
+        slot.armed = 0
+        while slot.stream_refs:
+            slot.stream_refs -= 1
+            Py_DECREF(stream)
+        return 0
+
+    cdef bint receive_start(self, int fd, Watched stream) except -1:
+        return False
+
+    cdef int receive_stop(self, Watched stream) except -1:
+        return 0
+
+    cdef int give_back(self, int buffer) noexcept:
+        return 0
+
+    cdef bint send_start(self, int fd, Watched stream, char *data, Py_ssize_t n) except -1:
+        return False
+
+    cdef int send_stop(self, Watched stream) except -1:
+        return 0
+
+    cdef bint worth_batching(self) noexcept:
+        return False
+
+    cdef int submit_sends(self) except -1:
+        """Sends have waited long enough for the rest of the turn."""
+        return 0
+
     cdef int dispatch(self, int n) except -1:
         """Turn n entries of self.events into ready handles."""
         cdef int i, fd, kind
@@ -431,6 +545,7 @@ cdef class Reactor:
         cdef FdSlot *slot
         cdef HandleObject *handle
         cdef bint taken
+        cdef Watched stream
         fires[WATCH_READER] = EPOLLIN | EPOLLHUP | EPOLLERR
         fires[WATCH_WRITER] = EPOLLOUT | EPOLLHUP | EPOLLERR
         fires[WATCH_PRIORITY] = EPOLLPRI | EPOLLHUP | EPOLLERR
@@ -446,6 +561,10 @@ cdef class Reactor:
                 stale = True  # of a registration that was replaced
                 continue
             taken = False
+            if slot.stream_events and got & (slot.stream_events | EPOLLHUP | EPOLLERR):
+                stream = <Watched>slot.stream  # holds it: its protocol may close it
+                stream.ready(got)
+                continue
             for kind in range(WATCH_KINDS):
                 handle = slot.watcher[kind]
                 if handle == NULL or not got & fires[kind]:

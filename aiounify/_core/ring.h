@@ -193,6 +193,64 @@ static void ring_close(struct ring *r)
     r->fd = -1;
 }
 
+/* ---- provided buffers: memory the kernel picks from when data has come ------- */
+
+struct buffers {
+    struct au_buf *ring; /* one mapping: the ring, then the buffers */
+    char *memory;
+    unsigned count, size, mask;
+    uint16_t tail;
+    size_t map_size;
+};
+
+static inline void buffers_add(struct buffers *b, unsigned bid)
+{
+    struct au_buf *e = &b->ring[b->tail & b->mask];
+    e->addr = (uint64_t)(uintptr_t)(b->memory + (size_t)bid * b->size);
+    e->len = b->size;
+    e->bid = (uint16_t)bid;
+    b->tail++;
+    __atomic_store_n(&b->ring[0].tail, b->tail, __ATOMIC_RELEASE);
+}
+
+/* Make `count` (a power of two) buffers of `size` bytes, group 0 of the ring. */
+static int buffers_open(struct buffers *b, struct ring *r, unsigned count, unsigned size)
+{
+    struct au_buf_reg reg;
+    size_t head = (count * sizeof(struct au_buf) + 4095) & ~(size_t)4095;
+    memset(b, 0, sizeof *b);
+    b->map_size = head + (size_t)count * size;
+    void *m = mmap(NULL, b->map_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (m == MAP_FAILED)
+        return -errno;
+    madvise(m, b->map_size, MADV_DONTFORK);
+    b->ring = m;
+    b->memory = (char *)m + head;
+    b->count = count;
+    b->size = size;
+    b->mask = count - 1;
+    memset(&reg, 0, sizeof reg);
+    reg.ring_addr = (uint64_t)(uintptr_t)m;
+    reg.ring_entries = count;
+    int error = ring_register(r->fd, IORING_REGISTER_PBUF_RING, &reg, 1);
+    if (error < 0) {
+        munmap(m, b->map_size);
+        b->ring = NULL;
+        return error;
+    }
+    for (unsigned i = 0; i < count; i++)
+        buffers_add(b, i);
+    return 0;
+}
+
+/* Only after the ring is closed: the kernel writes to these. */
+static void buffers_close(struct buffers *b)
+{
+    if (b->ring)
+        munmap(b->ring, b->map_size);
+    b->ring = NULL;
+}
+
 /* In a forked child: the mappings are not there, only the descriptor is. */
 static void ring_abandon(struct ring *r)
 {

@@ -40,6 +40,7 @@ from aiounify._core.backlog cimport (
     STATE_CLOSED,
     STATE_DEBUG,
     STATE_FORKED,
+    UNSENT_NS,
     WATCH_PRIORITY,
     WATCH_READER,
     WATCH_WRITER,
@@ -289,11 +290,11 @@ cdef class Scheduler:
     def _detach(self):
         """Close the reactor.  Nothing may be submitted afterwards."""
         if self.reactor is not None:
-            watchers_clear(self.q)
             if self.q.state & STATE_FORKED:
                 self.reactor.abandon()
             else:
                 self.reactor.close()
+            watchers_clear(self.q)
         # completions reaped while closing queued what nobody runs any more
         ready_clear(self.q)
         self.loop_keyword = None
@@ -357,6 +358,8 @@ cdef class Scheduler:
                     Py_DECREF(<PyObject *>handle)
             else:
                 Py_DECREF(<PyObject *>handle)
+            if q.unsent_ns and monotonic_ns() - q.unsent_ns > UNSENT_NS:
+                self.reactor.submit_sends()
         return 0
 
     cdef int turn_slowly(self, size_t todo) except -1:

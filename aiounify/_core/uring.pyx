@@ -40,7 +40,7 @@ from libc.string cimport memset
 
 import os
 
-from aiounify._core.backlog cimport OpLink, monotonic_ns, op_link
+from aiounify._core.backlog cimport UNSENT_NS, OpLink, monotonic_ns, op_link
 from aiounify._core.reactor cimport (
     EAGAIN,
     EBUSY,
@@ -53,6 +53,7 @@ from aiounify._core.reactor cimport (
     OP_KINDS,
     Op,
     Reactor,
+    Watched,
     epoll_event,
     epoll_wait,
 )
@@ -82,6 +83,7 @@ cdef extern from "ring.h" nogil:
         uint32_t len
         uint32_t op_flags
         uint64_t user_data
+        uint16_t buf_index
 
     struct au_cqe:
         uint64_t user_data
@@ -96,6 +98,24 @@ cdef extern from "ring.h" nogil:
         uint8_t last_op
         uint8_t ops_len
         au_probe_op *ops
+
+    enum:
+        IORING_OP_RECV
+        IORING_OP_SEND
+        IOSQE_BUFFER_SELECT
+        IORING_CQE_F_BUFFER
+        IORING_CQE_BUFFER_SHIFT
+        IORING_RECV_MULTISHOT
+
+    struct buffers:
+        void *ring
+        char *memory
+        unsigned count
+        unsigned size
+
+    int buffers_open(buffers *b, ring *r, unsigned count, unsigned size)
+    void buffers_close(buffers *b)
+    void buffers_add(buffers *b, unsigned bid)
 
     struct ring:
         int fd
@@ -123,9 +143,21 @@ cdef extern from "ring.h" nogil:
 cdef extern from "<unistd.h>" nogil:
     int gettid()
 
+cdef extern from "<sys/socket.h>" nogil:
+    enum:
+        MSG_NOSIGNAL
+        MSG_WAITALL
+
 cdef enum:
     MARK_EPOLL = 1       # user_data of the operation that waits for the epoll set
     MARK_IGNORE = 2      # nobody waits for this completion
+    MARKS_END = 4096     # from here on user_data is an address, with a tag in its low bits
+    TAG_OP = 0           # of an Op
+    TAG_RECEIVE = 1      # of a Watched, whose receive this is
+    TAG_SEND = 2         # ... whose send this is
+    TAG_BITS = 15
+    BUFFER_SIZE = 16384
+    BUFFER_COUNT = 512   # at most half of a completion ring
     CLOCK_TURNS = 4      # turns with callbacks ready between two looks at the clock
     DEFER_NS = 50_000    # time after which such turns arm the epoll set again
     BREATHE_TURNS = 64   # turns without a wait before other threads and signals get a chance
@@ -201,6 +233,10 @@ cdef class UringReactor(Reactor):
     """
 
     cdef ring ring
+    cdef buffers buffers
+    cdef bint no_buffers       # the kernel has no provided buffers or no multishot receive
+    cdef unsigned buffer_count
+    cdef unsigned n_sends      # in flight
     cdef int thread            # the thread the ring is bound to, 0 before the first run
     cdef bint epoll_armed
     cdef bint has_epoll_wait
@@ -212,8 +248,10 @@ cdef class UringReactor(Reactor):
         self.ring.fd = -1
 
     def __init__(self, object backlog, unsigned entries=256, unsigned cq_entries=4096,
-                 bint epoll_wait_op=True):
+                 bint epoll_wait_op=True, unsigned buffer_count=BUFFER_COUNT):
         Reactor.__init__(self, backlog)
+        self.buffer_count = buffer_count
+        self.no_buffers = not buffer_count or not probe().defer_taskrun
         self.entries = entries
         self.cq_entries_asked = cq_entries
         self.has_epoll_wait = epoll_wait_op and IORING_OP_EPOLL_WAIT in probe().ops
@@ -223,6 +261,7 @@ cdef class UringReactor(Reactor):
         # Reached with a ring only if the loop was never closed: whatever was in
         # flight is kept alive by the in-flight list, which is never freed then.
         ring_close(&self.ring)
+        buffers_close(&self.buffers)
 
     cdef str name(self):
         return "uring"
@@ -247,13 +286,13 @@ cdef class UringReactor(Reactor):
     cdef int start(self) except -1:
         cdef int error, thread = gettid()
         if self.thread and self.thread != thread:
-            if self.q.in_flight.next != &self.q.in_flight:
+            self.reap()
+            if self.q.in_flight.next != &self.q.in_flight or self.n_sends:
                 raise RuntimeError(
                     "this event loop has operations in flight that belong to the thread it ran "
                     "in before; run it in that thread, or close what it has open first"
                 )
-            ring_close(&self.ring)
-            self.make_ring()
+            self.move_ring()
         if not self.thread:
             error = ring_enable(&self.ring)
             if error:
@@ -264,16 +303,36 @@ cdef class UringReactor(Reactor):
         self.n_syscalls += 1
         return Reactor.start(self)
 
+    cdef int move_ring(self) except -1:
+        """A new ring, for another thread.
+
+        Data is received only while the ring's own thread is in the kernel, so all that
+        was received is in completions that were reaped; the receives themselves are
+        cancelled by closing the old ring and started again.
+        """
+        cdef int fd
+        cdef list streams = []
+        ring_close(&self.ring)
+        buffers_close(&self.buffers)
+        self.make_ring()
+        for fd in range(self.q.n_slots):
+            if self.q.slots[fd].stream != NULL:
+                streams.append(<object>self.q.slots[fd].stream)
+        for stream in streams:
+            (<Watched>stream).receive_again()
+        return 0
+
     cdef int stop(self) except -1:
         if ring_unsubmitted(&self.ring):
             self.enter()
         ring_unregister_fd(&self.ring)
         self.n_syscalls += 1
-        return 0
+        return Reactor.stop(self)
 
     cdef inline int enter(self) except -1:
         cdef int n = ring_enter(&self.ring)
         self.n_syscalls += 1
+        self.q.unsent_ns = 0
         if n < 0 and n != -EINTR and n != -EBUSY and n != -EAGAIN:
             raise OSError(-n, f"io_uring_enter: {os.strerror(-n)}")
         return 0
@@ -342,6 +401,7 @@ cdef class UringReactor(Reactor):
             self.reap()
             return 0
         self.q.sleeping = 1
+        self.q.unsent_ns = 0
         with nogil:
             n = ring_wait(&self.ring, -1 if deadline == NEVER else deadline, before)
             after = monotonic_ns()
@@ -372,10 +432,92 @@ cdef class UringReactor(Reactor):
                     self.n_syscalls += 1
                 if n > 0:
                     self.dispatch(n)
-            elif cqe.user_data != MARK_IGNORE:
+            elif cqe.user_data < MARKS_END:
+                pass
+            elif cqe.user_data & TAG_BITS == TAG_OP:
                 self.completed(<Op><PyObject *><size_t>cqe.user_data, cqe.res, cqe.flags,
                                not cqe.flags & IORING_CQE_F_MORE)
+            else:
+                self.stream_completed(&cqe)
+                if self.q.unsent_ns and monotonic_ns() - self.q.unsent_ns > UNSENT_NS:
+                    self.enter()
         return 0
+
+    # -- streams --------------------------------------------------------------
+
+    cdef int stream_completed(self, au_cqe *cqe) except -1:
+        cdef Watched stream = <Watched><PyObject *><size_t>(cqe.user_data & ~<uint64_t>TAG_BITS)
+        cdef int buffer
+        self.n_completions += 1
+        if cqe.user_data & TAG_BITS == TAG_SEND:
+            self.n_sends -= 1
+            stream.sent(cqe.res)
+            return 0
+        try:
+            if cqe.flags & IORING_CQE_F_BUFFER:
+                buffer = cqe.flags >> IORING_CQE_BUFFER_SHIFT
+                if cqe.res > 0:
+                    stream.received_in(
+                        self.buffers.memory + <size_t>buffer * self.buffers.size, cqe.res, buffer
+                    )
+                else:
+                    self.give_back(buffer)
+        finally:
+            if not cqe.flags & IORING_CQE_F_MORE:
+                stream.receive_ended(cqe.res)
+        return 0
+
+    cdef bint receive_start(self, int fd, Watched stream) except -1:
+        """Receive until told to stop.  False if this kernel's ring cannot."""
+        cdef au_sqe *sqe
+        if self.no_buffers:
+            return False
+        if self.buffers.ring == NULL:
+            if buffers_open(&self.buffers, &self.ring, self.buffer_count, BUFFER_SIZE) < 0:
+                self.no_buffers = True
+                return False
+        sqe = self.sqe()
+        sqe.opcode = IORING_OP_RECV
+        sqe.flags = IOSQE_BUFFER_SELECT
+        sqe.ioprio = IORING_RECV_MULTISHOT
+        sqe.fd = fd
+        sqe.user_data = <uint64_t><size_t><PyObject *>stream | TAG_RECEIVE
+        self.stream_hold(fd)
+        self.n_ops[IORING_OP_RECV] += 1
+        return True
+
+    cdef int receive_stop(self, Watched stream) except -1:
+        return self.cancel_mark(<uint64_t><size_t><PyObject *>stream | TAG_RECEIVE)
+
+    cdef int give_back(self, int buffer) noexcept:
+        buffers_add(&self.buffers, buffer)
+        return 0
+
+    cdef bint send_start(self, int fd, Watched stream, char *data, Py_ssize_t n) except -1:
+        """Send all of it, together with whatever else the next turn submits."""
+        cdef au_sqe *sqe = self.sqe()
+        sqe.opcode = IORING_OP_SEND
+        sqe.fd = fd
+        sqe.addr = <uint64_t><size_t>data
+        sqe.len = <uint32_t>n
+        sqe.op_flags = MSG_NOSIGNAL | MSG_WAITALL
+        sqe.user_data = <uint64_t><size_t><PyObject *>stream | TAG_SEND
+        self.stream_hold(fd)
+        self.n_sends += 1
+        self.n_ops[IORING_OP_SEND] += 1
+        if not self.q.unsent_ns:
+            self.q.unsent_ns = monotonic_ns()
+        return True
+
+    cdef int submit_sends(self) except -1:
+        return self.enter()
+
+    cdef int send_stop(self, Watched stream) except -1:
+        return self.cancel_mark(<uint64_t><size_t><PyObject *>stream | TAG_SEND)
+
+    cdef bint worth_batching(self) noexcept:
+        """More is to be done in this turn that is likely to send as well."""
+        return self.running and ring_cq_ready(&self.ring) + (self.q.tail - self.q.head) >= 2
 
     cdef int submit(self, Op op) except -1:
         if op.link.next != NULL or op.done:
@@ -410,10 +552,17 @@ cdef class UringReactor(Reactor):
     cdef int close(self) except -1:
         cdef OpLink *link
         cdef int64_t deadline
-        cdef int n
+        cdef int n, fd
+        cdef Watched stream
         if self.closed:
             return 0
+        self.shutting = True
         if self.thread and self.thread == gettid():
+            for fd in range(self.q.n_slots):
+                if self.q.slots[fd].stream != NULL:
+                    stream = <Watched>self.q.slots[fd].stream
+                    self.receive_stop(stream)
+                    self.send_stop(stream)
             link = self.q.in_flight.next
             while link != &self.q.in_flight:
                 self.cancel(<Op>link.op)
@@ -421,16 +570,28 @@ cdef class UringReactor(Reactor):
             if self.epoll_armed:
                 self.cancel_mark(MARK_EPOLL)
             deadline = monotonic_ns() + CLOSE_NS
-            while self.q.in_flight.next != &self.q.in_flight or self.epoll_armed:
+            while (self.q.in_flight.next != &self.q.in_flight or self.epoll_armed
+                   or self.streams_in_flight()):
                 n = ring_wait(&self.ring, deadline, monotonic_ns())
                 self.reap()
                 if monotonic_ns() >= deadline:
                     break  # what is left stays in the in-flight list, and so in memory
+            if self.streams_in_flight():
+                for fd in range(self.q.n_slots):
+                    self.q.slots[fd].stream_refs = 0  # never freed: the kernel has it
         self.give_up_in_flight(self.thread != 0)
         # A ring bound to another thread cannot be entered from here.  Closing it makes
         # the kernel cancel; the in-flight list keeps the memory.
         ring_close(&self.ring)
+        buffers_close(&self.buffers)
         return Reactor.close(self)
+
+    cdef bint streams_in_flight(self):
+        cdef int fd
+        for fd in range(self.q.n_slots):
+            if self.q.slots[fd].stream_refs > (self.q.slots[fd].stream_events != 0):
+                return True
+        return False
 
     cdef int abandon(self) except -1:
         """In a forked child: close descriptors, touch nothing else."""

@@ -47,6 +47,7 @@ enum {
     IORING_REGISTER_ENABLE_RINGS = 12,
     IORING_REGISTER_RING_FDS = 20,
     IORING_UNREGISTER_RING_FDS = 21,
+    IORING_REGISTER_PBUF_RING = 22, /* 5.19 */
 };
 
 /* flags in the submission ring */
@@ -59,6 +60,12 @@ enum {
 enum {
     IORING_CQE_F_BUFFER = 1u << 0,
     IORING_CQE_F_MORE = 1u << 1,
+};
+
+enum {
+    IOSQE_BUFFER_SELECT = 1u << 5,
+    IORING_CQE_BUFFER_SHIFT = 16,
+    IORING_RECV_MULTISHOT = 1u << 1, /* in ioprio; 6.0 */
 };
 
 /* operations */
@@ -150,6 +157,20 @@ struct au_probe {
     uint16_t resv;
     uint32_t resv2[3];
     struct au_probe_op ops[64];
+};
+
+struct au_buf {
+    uint64_t addr;
+    uint32_t len;
+    uint16_t bid;
+    uint16_t tail; /* of entry 0: the tail of the ring */
+};
+
+struct au_buf_reg {
+    uint64_t ring_addr;
+    uint32_t ring_entries;
+    uint16_t bgid, flags;
+    uint64_t resv[3];
 };
 
 struct au_rsrc_update {

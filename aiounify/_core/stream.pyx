@@ -1,0 +1,1219 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""The stream transport: TCP and unix stream sockets, native per packet.
+
+Why it exists: under a protocol the transport runs for every packet, and asyncio's
+does it in Python.  This one has the same contract (states, messages, exceptions and
+their order are asyncio's) and calls recv, send and the protocol from C.
+
+How it receives: its descriptor's readiness comes straight from the reactor, with no
+handle in between.  Small messages are received into the reactor's scratch buffer and
+copied to a bytes object of their size.  A receive that fills the scratch buffer
+switches the connection to bulk: a fresh bytes object of the size seen lately is the
+buffer itself, and is cut to what came.  After a run of small reads it goes back.
+
+How it sends: at once if nothing is queued, as asyncio does.  What the socket does not
+take is queued; bytes are kept by reference, anything mutable is copied, so changing a
+bytearray after write() changes nothing.  The queue goes out by sendmsg when the socket
+is writable.
+
+Rules of lifetime:
+
+* The reactor's slot keeps the transport alive while it waits for something, as a
+  reader handle would.  A transport that is dropped while it waits for nothing warns
+  and closes its socket.
+* pause_reading() stops delivery at once.  The readiness registration is left until
+  something arrives, so a protocol that pauses and resumes makes no system call.
+* The descriptor is closed in connection_lost's turn and nowhere else.  A socket object
+  exists only if the transport was made from one, or when somebody asks for it; then it
+  owns the descriptor.
+* All callbacks of the protocol run in one context, copied when the transport is made.
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.buffer cimport (
+    PyBUF_SIMPLE,
+    PyBUF_WRITABLE,
+    PyBuffer_Release,
+    PyObject_CheckBuffer,
+    PyObject_GetBuffer,
+)
+from cpython.object cimport PyObject
+from cpython.unicode cimport PyUnicode_DecodeASCII
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+from posix.unistd cimport close as c_close
+
+import asyncio
+import os
+import socket
+import warnings
+from asyncio import constants, futures, trsock
+from asyncio.log import logger
+
+from aiounify._core.backlog cimport STATE_DEBUG, BacklogObject, FdSlot, WATCH_READER
+from aiounify._core.reactor cimport (
+    EAGAIN,
+    ECANCELED,
+    EINTR,
+    EPOLLERR,
+    EPOLLHUP,
+    EPOLLIN,
+    EPOLLOUT,
+    SCRATCH,
+    Reactor,
+    Watched,
+    errno,
+)
+
+cdef extern from "<errno.h>" nogil:
+    enum:
+        ECONNABORTED
+        EMFILE
+        ENFILE
+        ENOBUFS
+        ENOMEM
+
+cdef extern from "<sys/socket.h>" nogil:
+    enum:
+        MSG_NOSIGNAL
+        MSG_DONTWAIT
+        SOCK_NONBLOCK
+        SOCK_CLOEXEC
+        SHUT_WR
+        AF_INET
+        AF_INET6
+        AF_UNIX
+    ctypedef unsigned int socklen_t
+    struct sockaddr:
+        unsigned short sa_family
+    struct sockaddr_storage:
+        unsigned short ss_family
+    struct iovec:
+        void *iov_base
+        size_t iov_len
+    struct msghdr:
+        iovec *msg_iov
+        size_t msg_iovlen
+    ssize_t recv(int fd, void *buf, size_t n, int flags)
+    ssize_t send(int fd, const void *buf, size_t n, int flags)
+    ssize_t sendmsg(int fd, const msghdr *msg, int flags)
+    int shutdown(int fd, int how)
+    int accept4(int fd, sockaddr *addr, socklen_t *n, int flags)
+
+cdef extern from "<netinet/in.h>" nogil:
+    struct in_addr:
+        uint32_t s_addr
+    struct in6_addr:
+        uint8_t s6_addr[16]
+    struct sockaddr_in:
+        uint16_t sin_port
+        in_addr sin_addr
+    struct sockaddr_in6:
+        uint16_t sin6_port
+        uint32_t sin6_flowinfo
+        in6_addr sin6_addr
+        uint32_t sin6_scope_id
+    uint16_t ntohs(uint16_t)
+    uint32_t ntohl(uint32_t)
+
+cdef extern from "<arpa/inet.h>" nogil:
+    const char *inet_ntop(int af, const void *src, char *dst, socklen_t size)
+
+cdef extern from "Python.h":
+    PyObject *PyContext_CopyCurrent() except NULL
+    int PyContext_Enter(PyObject *) except -1
+    int PyContext_Exit(PyObject *) except -1
+    object PyObject_CallOneArg(object, object)
+    object PyObject_CallNoArgs(object)
+    int _PyBytes_Resize(PyObject **, Py_ssize_t) except -1
+    PyObject *PyBytes_FromStringAndSize_raw "PyBytes_FromStringAndSize" (
+        const char *, Py_ssize_t) except NULL
+    void Py_DECREF(PyObject *)
+    Py_ssize_t PyList_GET_SIZE(object)
+    PyObject *PyList_GET_ITEM(object, Py_ssize_t)
+    char *bytes_data "PyBytes_AS_STRING" (PyObject *)
+    Py_ssize_t bytes_size "PyBytes_GET_SIZE" (PyObject *)
+
+cdef enum:
+    BULK_MIN = 65536         # first size of a bulk receive
+    BULK_MAX = 262144        # asyncio's limit of one receive
+    SMALL_RUN = 16           # small reads in a row that end bulk mode
+    RING_BUFFER = 16384      # size of the ring's shared buffers
+    BATCH_MAX = 8192         # longer sends gain nothing from being submitted together
+    IOV = 64
+    DEFAULT_HIGH = 65536
+
+cdef object _Buffered = asyncio.BufferedProtocol
+cdef object _set_result = futures._set_result_unless_cancelled
+cdef int LOG_THRESHOLD = constants.LOG_THRESHOLD_FOR_CONNLOST_WRITES
+
+
+cdef object _address(sockaddr_storage *a):
+    """The address of a peer as the socket module gives it; "" for an unnamed unix socket."""
+    cdef char[64] text
+    cdef sockaddr_in *v4 = <sockaddr_in *>a
+    cdef sockaddr_in6 *v6 = <sockaddr_in6 *>a
+    if a.ss_family == AF_INET:
+        inet_ntop(AF_INET, &v4.sin_addr, text, sizeof(text))
+        return (text.decode(), ntohs(v4.sin_port))
+    if a.ss_family == AF_INET6:
+        inet_ntop(AF_INET6, &v6.sin6_addr, text, sizeof(text))
+        return (text.decode(), ntohs(v6.sin6_port), ntohl(v6.sin6_flowinfo), v6.sin6_scope_id)
+    return ""
+
+
+cdef class StreamTransport(Watched):
+    """A connected stream socket under a protocol; an asyncio.Transport to isinstance()."""
+
+    cdef readonly object _loop
+    cdef Reactor reactor
+    cdef BacklogObject *q
+    cdef readonly int _sock_fd
+    cdef object sock            # the socket object, once there is one
+    cdef object _protocol
+    cdef object received        # protocol.data_received or buffer_updated
+    cdef object context
+    cdef dict extra
+    cdef readonly object _server
+    cdef list pending           # bytes objects not sent yet
+    cdef Py_ssize_t pending_size
+    cdef Py_ssize_t pending_offset   # into the first of them
+    cdef Py_ssize_t high, low
+    cdef object empty_waiter
+    cdef uint32_t events        # what the slot waits for
+    cdef uint32_t bulk          # size of the next bulk receive; 0: small mode
+    cdef uint16_t small_run
+    cdef uint16_t conn_lost
+    cdef bint buffered, closing, paused, eof, read_eof, started, protocol_connected
+    cdef bint receiving         # a receive is in the ring
+    cdef bint stopping          # ... and was asked to end
+    cdef bint by_readiness      # bulk, or a reactor that has nothing else
+    cdef bint sending           # pending[0] is in the ring
+    cdef bint fd_closed, lent
+    cdef bint lost_called       # connection_lost was called; the descriptor waits for the ring
+    cdef object kept            # what the ring still sends from after an abort
+    cdef list stash             # received while it must not be delivered
+    cdef bint stash_scheduled, stash_eof
+    cdef int stash_error
+    cdef readonly bint _protocol_paused
+    cdef public object _sendfile_compatible
+    cdef int family
+
+    def __init__(self, loop, sock, protocol, waiter=None, extra=None, server=None):
+        self.open(loop, sock.fileno(), sock, protocol, extra, server)
+        self.family = sock.family
+        if "peername" not in self.extra:
+            try:
+                self.extra["peername"] = sock.getpeername()
+            except OSError:
+                self.extra["peername"] = None
+        asyncio.base_events._set_nodelay(sock)
+        loop.call_soon(self._start, waiter)
+
+    cdef int open(self, loop, int fd, sock, protocol, extra, server) except -1:
+        self._loop = loop
+        self.reactor = <Reactor>loop._reactor
+        self.q = self.reactor.q
+        self.sock = sock
+        self._sock_fd = fd
+        self.extra = {} if extra is None else dict(extra)
+        self.high = DEFAULT_HIGH
+        self.low = DEFAULT_HIGH // 4
+        self._sendfile_compatible = _TRY_NATIVE
+        self.context = <object>PyContext_CopyCurrent()
+        Py_DECREF(<PyObject *>self.context)
+        self.set_protocol(protocol)
+        self._server = server
+        self.reactor.stream_open(fd, self)
+        if server is not None:
+            _attach(server, self)
+        return 0
+
+    @property
+    def __class__(self):
+        return _facade
+
+    @property
+    def _start_tls_compatible(self):
+        return True
+
+    @property
+    def _sock(self):
+        """The socket object; made when first asked for."""
+        if self.sock is None and self._sock_fd >= 0 and self._loop is not None:
+            self.sock = socket.socket(self.family, socket.SOCK_STREAM, -1, self._sock_fd)
+        return self.sock
+
+    @property
+    def _conn_lost(self):
+        return self.conn_lost
+
+    @property
+    def _closing(self):
+        return self.closing
+
+    @property
+    def _paused(self):
+        return self.paused
+
+    @property
+    def _eof(self):
+        return self.eof
+
+    @property
+    def _buffer(self):
+        return self.pending or ()
+
+    # -- what a protocol can ask ------------------------------------------------
+
+    def get_extra_info(self, name, default=None):
+        """As asyncio's: "socket", "sockname", "peername" and what the maker added."""
+        if name in self.extra:
+            return self.extra[name]
+        if self._loop is None:
+            return default
+        if name == "socket":
+            found = trsock.TransportSocket(self._sock)
+        elif name == "sockname":
+            try:
+                found = self._sock.getsockname()
+            except OSError:
+                found = None
+        else:
+            return default
+        self.extra[name] = found
+        return found
+
+    @property
+    def _extra(self):
+        for name in ("socket", "sockname", "peername"):
+            self.get_extra_info(name)
+        return self.extra
+
+    def set_protocol(self, protocol):
+        """Hand the stream to another protocol, also in mid-stream."""
+        self.buffered = isinstance(protocol, _Buffered)
+        if self.buffered:
+            self.received = protocol.buffer_updated
+        else:
+            self.received = getattr(protocol, "data_received", None)
+        self._protocol = protocol
+        self.protocol_connected = True
+
+    def get_protocol(self):
+        """The protocol that is called now."""
+        return self._protocol
+
+    def is_closing(self):
+        """True once close() or abort() was called or the connection was lost."""
+        return self.closing
+
+    def is_reading(self):
+        """True unless closing or paused."""
+        return not self.closing and not self.paused
+
+    # -- beginning and end --------------------------------------------------------
+
+    def _start(self, waiter):
+        """connection_made, then the waiter and reading: one callback in place of three."""
+        try:
+            self.connection_made()
+        finally:
+            if waiter is None:
+                self.start_reading()
+            else:
+                # Data is delivered from the wait itself.  Whoever awaits the transport
+                # has to have it by then, so reading begins behind its wake-up.
+                _set_result(waiter, None)
+                self._loop.call_soon(self._start_reading)
+
+    def _start_reading(self):
+        self.start_reading()
+
+    cdef int connection_made(self) except -1:
+        try:
+            self._protocol.connection_made(self)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:
+            callback = self._protocol.connection_made
+            self._loop.call_exception_handler({
+                "message": f"Exception in callback {callback!r}",
+                "exception": exc,
+                "transport": self,
+                "protocol": self._protocol,
+            })
+        return 0
+
+    cdef int start_reading(self) except -1:
+        self.started = True
+        if not self.closing and not self.paused and not self.read_eof:
+            self.receive_on()
+        return 0
+
+    cdef int receive_on(self) except -1:
+        """Have data brought: by the ring where it can, else by readiness."""
+        if self.receiving:
+            return 0  # also if it was asked to stop: receive_ended() starts it again
+        if not self.by_readiness:
+            if self.reactor.receive_start(self._sock_fd, self):
+                self.receiving = True
+                self.stopping = False
+                return 0
+            self.by_readiness = True
+        return self.wait_for(self.events | EPOLLIN)
+
+    cdef int receive_off(self) except -1:
+        if self.receiving and not self.stopping:
+            self.stopping = True
+            self.reactor.receive_stop(self)
+        return self.wait_for(self.events & ~<uint32_t>EPOLLIN)
+
+    cdef inline int wait_for(self, uint32_t events) except -1:
+        if events != self.events:
+            self.reactor.stream_wait(self._sock_fd, events)
+            self.events = events
+        return 0
+
+    def pause_reading(self):
+        """Deliver nothing more until resume_reading()."""
+        if self.closing or self.paused:
+            return
+        self.paused = True
+        if self.q.state & STATE_DEBUG:
+            logger.debug("%r pauses reading", self)
+
+    def resume_reading(self):
+        """Deliver again what has come and what comes."""
+        if self.closing or not self.paused:
+            return
+        self.paused = False
+        if self.stash:
+            self.schedule_stash()
+        elif self.started and not self.read_eof:
+            self.receive_on()
+        if self.q.state & STATE_DEBUG:
+            logger.debug("%r resumes reading", self)
+
+    def close(self):
+        """Stop reading, send what is queued, then close."""
+        if self.closing:
+            return
+        self.closing = True
+        self.stash = None
+        self.receive_off()
+        if not self.pending_size:
+            self.conn_lost += 1
+            self._loop.call_soon(self._call_connection_lost, None)
+            self.wait_for(0)
+
+    def abort(self):
+        """Close now; what is queued is dropped."""
+        self._force_close(None)
+
+    def _force_close(self, exc):
+        if self.conn_lost or self._loop is None:
+            return
+        self.drop_pending()
+        self.closing = True
+        self.stash = None
+        self.conn_lost += 1
+        self._loop.call_soon(self._call_connection_lost, exc)
+        self.receive_off()
+        self.wait_for(0)
+
+    cdef int drop_pending(self) except -1:
+        if self.sending:
+            # the kernel reads from it until the send completes
+            self.kept = self.pending
+            self.reactor.send_stop(self)
+        self.pending = None
+        self.pending_size = self.pending_offset = 0
+        return 0
+
+    def _fatal_error(self, exc, message="Fatal error on transport"):
+        if isinstance(exc, OSError):
+            if self._loop.get_debug():
+                logger.debug("%r: %s", self, message, exc_info=True)
+        else:
+            self._loop.call_exception_handler({
+                "message": message,
+                "exception": exc,
+                "transport": self,
+                "protocol": self._protocol,
+            })
+        self._force_close(exc)
+
+    def _call_connection_lost(self, exc):
+        try:
+            if self.protocol_connected:
+                self._protocol.connection_lost(exc)
+        finally:
+            self.lost_called = True
+            if not self.receiving and not self.sending:
+                self.close_socket()
+            self._protocol = None
+            self.received = None
+            self._loop = None
+            server = self._server
+            if server is not None:
+                self._server = None
+                _detach(server, self)
+
+    cdef int close_socket(self) except -1:
+        cdef int fd = self._sock_fd
+        self.events = 0
+        self.fd_closed = True
+        self.reactor.stream_close(fd, self.sock is not None)
+        if self.sock is not None:
+            self.sock.close()
+            self.sock = None
+        else:
+            c_close(fd)
+        return 0
+
+    def __del__(self):
+        if self.reactor is None or self.fd_closed:
+            return
+        if self._loop is not None:
+            warnings.warn(f"unclosed transport {self!r}", ResourceWarning, source=self)
+        self.close_socket()
+        if self._server is not None:
+            _detach(self._server, self)
+
+    def __repr__(self):
+        cdef list info = [_facade.__name__]
+        if self._loop is None:
+            info.append("closed")
+        elif self.closing:
+            info.append("closing")
+        info.append(f"fd={self._sock_fd}")
+        if self._loop is not None and not self._loop.is_closed():
+            info.append("read=polling" if self.events & EPOLLIN and not self.paused
+                        else "read=idle")
+            state = "polling" if self.events & EPOLLOUT else "idle"
+            info.append(f"write=<{state}, bufsize={self.pending_size}>")
+        return "<{}>".format(" ".join(info))
+
+    # -- receiving ----------------------------------------------------------------
+
+    cdef int ready(self, uint32_t events) except -1:
+        if self.q.state & STATE_DEBUG:
+            self._loop.call_soon(self._ready_in_debug_mode, events)
+            return 0
+        return self.handle_ready(events)
+
+    def _ready_in_debug_mode(self, events):
+        if self._loop is not None:
+            self.handle_ready(events)
+
+    cdef int handle_ready(self, uint32_t events) except -1:
+        if events & (EPOLLOUT | EPOLLHUP | EPOLLERR) and self.events & EPOLLOUT:
+            self.write_ready()
+        if events & (EPOLLIN | EPOLLHUP | EPOLLERR) and self.events & EPOLLIN:
+            if self.paused:
+                self.wait_for(self.events & ~<uint32_t>EPOLLIN)
+            elif not self.conn_lost and not self.closing:
+                PyContext_Enter(<PyObject *>self.context)
+                try:
+                    if self.buffered:
+                        self.receive_into()
+                    else:
+                        self.receive()
+                finally:
+                    PyContext_Exit(<PyObject *>self.context)
+        return 0
+
+    cdef int receive(self) except -1:
+        cdef Py_ssize_t n, size
+        cdef PyObject *raw = NULL
+        cdef object data
+        self.reactor.n_syscalls += 1
+        if self.bulk:
+            size = self.bulk
+            raw = PyBytes_FromStringAndSize_raw(NULL, size)
+            n = recv(self._sock_fd, bytes_data(raw), size, MSG_DONTWAIT)
+            if n <= 0:
+                Py_DECREF(raw)
+                return self.received_nothing(n)
+            if n < SCRATCH // 4:
+                self.small_run += 1
+                if self.small_run >= SMALL_RUN:
+                    self.bulk = 0
+                    self.back_to_small()
+            else:
+                self.small_run = 0
+                if n == size and size < BULK_MAX:
+                    self.bulk = size * 2
+            if n != size:
+                _PyBytes_Resize(&raw, n)
+            data = <object>raw
+            Py_DECREF(raw)
+        else:
+            n = recv(self._sock_fd, self.reactor.scratch, SCRATCH, MSG_DONTWAIT)
+            if n <= 0:
+                return self.received_nothing(n)
+            if n >= SCRATCH // 4:
+                self.bulk = BULK_MIN
+                self.small_run = 0
+            data = PyBytes_FromStringAndSize(self.reactor.scratch, n)
+        try:
+            PyObject_CallOneArg(self.received, data)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:
+            self._fatal_error(exc, "Fatal error: protocol.data_received() call failed.")
+        return 0
+
+    # -- receiving by the ring ------------------------------------------------------
+
+    cdef int received_in(self, char *data, int n, int buffer) except -1:
+        """The ring received into a shared buffer: copy, give it back, deliver."""
+        if n == RING_BUFFER and not self.closing:
+            # More than fits: the rest and what follows comes faster by readiness and
+            # direct receives.  What the ring has received already comes first.
+            self.by_readiness = True
+            self.bulk = BULK_MIN
+            self.small_run = 0
+            if not self.stopping:
+                self.stopping = True
+                self.reactor.receive_stop(self)
+        if self.closing or self.reactor.shutting:
+            self.reactor.give_back(buffer)
+            return 0
+        cdef object chunk
+        if self.paused or self.stash is not None or self.q.state & STATE_DEBUG:
+            chunk = PyBytes_FromStringAndSize(data, n)
+            self.reactor.give_back(buffer)
+            if self.stash is None:
+                self.stash = []
+            self.stash.append(chunk)
+            if not self.paused:
+                self.schedule_stash()
+            elif not self.stopping:
+                self.stopping = True
+                self.reactor.receive_stop(self)
+            return 0
+        PyContext_Enter(<PyObject *>self.context)
+        try:
+            if self.buffered:
+                self.fill(data, n, buffer)
+            else:
+                chunk = PyBytes_FromStringAndSize(data, n)
+                self.reactor.give_back(buffer)
+                self.deliver(chunk)
+        finally:
+            PyContext_Exit(<PyObject *>self.context)
+        return 0
+
+    cdef int deliver(self, object data) except -1:
+        try:
+            PyObject_CallOneArg(self.received, data)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:
+            self._fatal_error(exc, "Fatal error: protocol.data_received() call failed.")
+        return 0
+
+    cdef int fill(self, const char *data, Py_ssize_t n, int buffer) except -1:
+        """Copy to the protocol's own buffers, as many as it takes."""
+        cdef Py_buffer view
+        cdef Py_ssize_t size, done = 0
+        while done < n and not self.closing:
+            try:
+                target = self._protocol.get_buffer(n - done)
+                PyObject_GetBuffer(target, &view, PyBUF_WRITABLE)
+                if not view.len:
+                    PyBuffer_Release(&view)
+                    raise RuntimeError("get_buffer() returned an empty buffer")
+            except (SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException as exc:
+                self._fatal_error(exc, "Fatal error: protocol.get_buffer() call failed.")
+                break
+            size = min(view.len, n - done)
+            memcpy(view.buf, data + done, size)
+            PyBuffer_Release(&view)
+            done += size
+            try:
+                PyObject_CallOneArg(self.received, size)
+            except (SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException as exc:
+                self._fatal_error(exc, "Fatal error: protocol.buffer_updated() call failed.")
+            if done < n and (self.paused or not self.buffered) and not self.closing:
+                # paused, or another kind of protocol took over, in the middle
+                if self.stash is None:
+                    self.stash = []
+                self.stash.append(PyBytes_FromStringAndSize(data + done, n - done))
+                if not self.paused:
+                    self.schedule_stash()
+                break
+        if buffer >= 0:
+            self.reactor.give_back(buffer)
+        return 0
+
+    cdef int schedule_stash(self) except -1:
+        if not self.stash_scheduled:
+            self.stash_scheduled = True
+            self._loop.call_soon(self._deliver_stash)
+        return 0
+
+    def _deliver_stash(self):
+        """Deliver in order what came while it could not be delivered."""
+        cdef bytes chunk
+        self.stash_scheduled = False
+        PyContext_Enter(<PyObject *>self.context)
+        try:
+            while self.stash and not self.paused and not self.closing:
+                chunk = self.stash.pop(0)
+                if self.buffered:
+                    rest = self.stash
+                    self.stash = None
+                    try:
+                        self.fill(bytes_data(<PyObject *>chunk), len(chunk), -1)
+                    finally:
+                        self.stash = (self.stash or []) + rest
+                else:
+                    self.deliver(chunk)
+        finally:
+            PyContext_Exit(<PyObject *>self.context)
+        if self.closing:
+            self.stash = None
+        elif not self.stash:
+            self.stash = None
+            if self.stash_eof:
+                self.stash_eof = False
+                self.received_eof()
+            elif self.stash_error:
+                error, self.stash_error = self.stash_error, 0
+                self.receive_failed(error)
+            elif self.started and not self.paused and not self.read_eof:
+                self.receive_on()
+
+    cdef int receive_ended(self, int result) except -1:
+        self.receiving = self.stopping = False
+        # The slot's reference may be the last one but our caller's.
+        self.reactor.stream_release(self._sock_fd)
+        if self.lost_called:
+            if not self.sending:
+                self.close_socket()
+            return 0
+        if self.closing or self.reactor.shutting or self._loop is None:
+            return 0
+        if result == 0:
+            if self.stash:
+                self.stash_eof = True  # in order: first what came before
+            elif self.paused:
+                self.stash = []
+                self.stash_eof = True
+            else:
+                self.in_context_eof()
+            return 0
+        if result < 0 and result != -ECANCELED and result != -ENOBUFS and result != -EINTR \
+                and result != -EAGAIN:
+            if self.stash or self.paused:
+                if self.stash is None:
+                    self.stash = []
+                self.stash_error = -result
+            else:
+                self.receive_failed(-result)
+            return 0
+        if not self.paused and self.stash is None and not self.read_eof:
+            self.receive_on()
+        return 0
+
+    cdef int in_context_eof(self) except -1:
+        PyContext_Enter(<PyObject *>self.context)
+        try:
+            self.received_eof()
+        finally:
+            PyContext_Exit(<PyObject *>self.context)
+        return 0
+
+    cdef int receive_again(self) except -1:
+        if self.receiving:
+            self.receiving = self.stopping = False
+            self.reactor.stream_release(self._sock_fd)
+            if not self.paused and not self.closing:
+                self.receive_on()
+        return 0
+
+    cdef int sent(self, int result) except -1:
+        cdef bytes data
+        self.sending = False
+        self.reactor.stream_release(self._sock_fd)
+        if self.kept is not None:
+            self.kept = None
+        if self.lost_called:
+            if not self.receiving:
+                self.close_socket()
+            return 0
+        if self.pending is None or self.conn_lost or self.reactor.shutting:
+            return 0
+        if result < 0:
+            if result != -EAGAIN and result != -EINTR:
+                self.send_failed(-result)
+                return 0
+            result = 0
+        data = <bytes>self.pending[0]
+        self.pending_size -= result
+        if self.pending_offset + result == len(data):
+            self.pending_offset = 0
+            if PyList_GET_SIZE(self.pending) == 1:
+                self.pending = None
+            else:
+                del self.pending[0]
+        else:
+            self.pending_offset += result
+        if self.pending_size:
+            # queued meanwhile
+            if self.flush() < 0:
+                return 0
+            if self.pending_size:
+                self.wait_for(self.events | EPOLLOUT)
+        return self.after_sending()
+
+    cdef int back_to_small(self) except -1:
+        """Let the ring receive again, if it is the one that handed over."""
+        if self.reactor.receive_start(self._sock_fd, self):
+            self.by_readiness = False
+            self.receiving = True
+            self.stopping = False
+            self.wait_for(self.events & ~<uint32_t>EPOLLIN)
+        return 0
+
+    cdef int received_nothing(self, Py_ssize_t n) except -1:
+        cdef int error = errno
+        if n == 0:
+            return self.received_eof()
+        if error == EAGAIN or error == EINTR:
+            return 0
+        return self.receive_failed(error)
+
+    cdef int receive_failed(self, int error) except -1:
+        try:
+            raise OSError(error, os.strerror(error))
+        except OSError as exc:
+            self._fatal_error(exc, "Fatal read error on socket transport")
+        return 0
+
+    cdef int received_eof(self) except -1:
+        if self.q.state & STATE_DEBUG:
+            logger.debug("%r received EOF", self)
+        try:
+            keep_open = self._protocol.eof_received()
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:
+            self._fatal_error(exc, "Fatal error: protocol.eof_received() call failed.")
+            return 0
+        if keep_open:
+            # the protocol may go on writing; there is nothing more to receive
+            self.read_eof = True
+            if not self.closing:
+                self.wait_for(self.events & ~<uint32_t>EPOLLIN)
+        else:
+            self.close()
+        return 0
+
+    cdef int receive_into(self) except -1:
+        cdef Py_buffer view
+        cdef Py_ssize_t n
+        try:
+            buffer = self._protocol.get_buffer(-1)
+            PyObject_GetBuffer(buffer, &view, PyBUF_WRITABLE)
+            if not view.len:
+                PyBuffer_Release(&view)
+                raise RuntimeError("get_buffer() returned an empty buffer")
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:
+            self._fatal_error(exc, "Fatal error: protocol.get_buffer() call failed.")
+            return 0
+        self.reactor.n_syscalls += 1
+        n = recv(self._sock_fd, view.buf, view.len, MSG_DONTWAIT)
+        PyBuffer_Release(&view)
+        if n <= 0:
+            return self.received_nothing(n)
+        try:
+            PyObject_CallOneArg(self.received, n)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:
+            self._fatal_error(exc, "Fatal error: protocol.buffer_updated() call failed.")
+        return 0
+
+    # -- sending ------------------------------------------------------------------
+
+    def write(self, data):
+        """Send bytes, or queue what the socket does not take now."""
+        cdef Py_ssize_t n
+        cdef Py_buffer view
+        if type(data) is bytes:
+            if not self.pending_size and not self.conn_lost and not self.eof \
+                    and self.empty_waiter is None:
+                if not bytes_size(<PyObject *>data):
+                    return
+                if bytes_size(<PyObject *>data) <= BATCH_MAX and self.reactor.worth_batching():
+                    self.pending = [data]
+                    self.pending_size = bytes_size(<PyObject *>data)
+                    self.pending_offset = 0
+                    self.sending = self.reactor.send_start(
+                        self._sock_fd, self, bytes_data(<PyObject *>data), self.pending_size
+                    )
+                    return
+                n = self.send_now(bytes_data(<PyObject *>data), bytes_size(<PyObject *>data))
+                if n == bytes_size(<PyObject *>data) or n < 0:
+                    return
+                self.queue(data, n)
+                return
+        elif not isinstance(data, (bytes, bytearray, memoryview)):
+            raise TypeError(
+                f"data argument must be a bytes-like object, not {type(data).__name__!r}"
+            )
+        if self.eof:
+            raise RuntimeError("Cannot call write() after write_eof()")
+        if self.empty_waiter is not None:
+            raise RuntimeError("unable to write; sendfile is in progress")
+        if not data:
+            return
+        if self.conn_lost:
+            self.count_lost_write()
+            return
+        if self.pending_size:
+            self.queue(bytes(data), 0)
+            return
+        if isinstance(data, memoryview) and not data.c_contiguous:
+            data = bytes(data)
+        PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+        n = self.send_now(<char *>view.buf, view.len)
+        size = view.len
+        PyBuffer_Release(&view)
+        if n < 0 or n == size:
+            return
+        # only the rest is copied, and only once
+        self.queue(bytes(memoryview(data).cast("B")[n:]), 0)
+
+    cdef int count_lost_write(self) except -1:
+        if self.conn_lost >= LOG_THRESHOLD:
+            logger.warning("socket.send() raised exception.")
+        if self.conn_lost < 60000:
+            self.conn_lost += 1
+        return 0
+
+    cdef Py_ssize_t send_now(self, const char *data, Py_ssize_t size) except -2:
+        """What the socket took, or -1 after a fatal error."""
+        cdef Py_ssize_t n
+        self.reactor.n_syscalls += 1
+        n = send(self._sock_fd, data, size, MSG_NOSIGNAL | MSG_DONTWAIT)
+        if n >= 0:
+            return n
+        return self.send_failed(errno)
+
+    cdef Py_ssize_t send_failed(self, int error) except -2:
+        if error == EAGAIN or error == EINTR:
+            return 0
+        try:
+            raise OSError(error, os.strerror(error))
+        except OSError as exc:
+            self.drop_pending()
+            self._fatal_error(exc, "Fatal write error on socket transport")
+            if self.empty_waiter is not None:
+                self.empty_waiter.set_exception(exc)
+        return -1
+
+    cdef int queue(self, bytes data, Py_ssize_t sent) except -1:
+        if self.pending is None:
+            self.pending = []
+        if not self.pending_size:
+            self.pending_offset = sent
+        self.pending.append(data)
+        self.pending_size += bytes_size(<PyObject *>data) - sent
+        if not self.sending:
+            self.wait_for(self.events | EPOLLOUT)
+        return self.maybe_pause_protocol()
+
+    def writelines(self, list_of_data):
+        """write() each; one system call for many."""
+        if self.eof:
+            raise RuntimeError("Cannot call writelines() after write_eof()")
+        if self.empty_waiter is not None:
+            raise RuntimeError("unable to writelines; sendfile is in progress")
+        cdef list added = []
+        cdef Py_ssize_t size = 0
+        for data in list_of_data:
+            if type(data) is not bytes:
+                if not isinstance(data, (bytes, bytearray, memoryview)):
+                    raise TypeError(
+                        f"data argument must be a bytes-like object, not {type(data).__name__!r}"
+                    )
+                data = bytes(data)
+            if data:
+                added.append(data)
+                size += len(data)
+        if not added:
+            return
+        if self.conn_lost:
+            self.count_lost_write()
+            return
+        cdef bint idle = self.pending_size == 0
+        if self.pending is None:
+            self.pending = added
+        else:
+            self.pending.extend(added)
+        if idle:
+            self.pending_offset = 0
+        self.pending_size += size
+        if idle and self.flush() < 0:
+            return
+        if self.pending_size:
+            if not self.sending:
+                self.wait_for(self.events | EPOLLOUT)
+            self.maybe_pause_protocol()
+
+    cdef Py_ssize_t flush(self) except -2:
+        """Send from the queue, once; -1 after a fatal error."""
+        cdef iovec[IOV] vec
+        cdef msghdr msg
+        cdef Py_ssize_t n, i, count = PyList_GET_SIZE(self.pending)
+        cdef Py_ssize_t offset = self.pending_offset, size, done = 0
+        cdef PyObject *item
+        if count > IOV:
+            count = IOV
+        for i in range(count):
+            item = PyList_GET_ITEM(self.pending, i)
+            vec[i].iov_base = bytes_data(item) + offset
+            vec[i].iov_len = bytes_size(item) - offset
+            offset = 0
+        memset(&msg, 0, sizeof(msg))
+        msg.msg_iov = vec
+        msg.msg_iovlen = count
+        self.reactor.n_syscalls += 1
+        n = sendmsg(self._sock_fd, &msg, MSG_NOSIGNAL | MSG_DONTWAIT)
+        if n < 0:
+            return self.send_failed(errno)
+        self.pending_size -= n
+        if not self.pending_size:
+            self.pending = None
+            self.pending_offset = 0
+            return n
+        size = n
+        while size:
+            item = PyList_GET_ITEM(self.pending, done)
+            if bytes_size(item) - self.pending_offset <= size:
+                size -= bytes_size(item) - self.pending_offset
+                self.pending_offset = 0
+                done += 1
+            else:
+                self.pending_offset += size
+                size = 0
+        if done:
+            del self.pending[:done]
+        return n
+
+    cdef int write_ready(self) except -1:
+        if self.conn_lost:
+            return 0
+        if self.sending:
+            return 0
+        if self.pending_size and self.flush() < 0:
+            return 0
+        return self.after_sending()
+
+    cdef int after_sending(self) except -1:
+        self.maybe_resume_protocol()  # may queue more
+        if self.pending_size or self._loop is None:
+            return 0
+        if not self.conn_lost:
+            self.wait_for(self.events & ~<uint32_t>EPOLLOUT)
+        if self.empty_waiter is not None:
+            self.empty_waiter.set_result(None)
+        if self.closing and not self.conn_lost:
+            self.conn_lost += 1
+            self._call_connection_lost(None)
+        elif self.eof and not self.conn_lost:
+            self.shut_down()
+        return 0
+
+    def can_write_eof(self):
+        """True."""
+        return True
+
+    def write_eof(self):
+        """Half close, once the queue is sent."""
+        if self.closing or self.eof:
+            return
+        self.eof = True
+        if not self.pending_size:
+            self.shut_down()
+
+    cdef int shut_down(self) except -1:
+        self.reactor.n_syscalls += 1
+        if shutdown(self._sock_fd, SHUT_WR) < 0:
+            raise OSError(errno, os.strerror(errno))
+        return 0
+
+    # -- flow control ---------------------------------------------------------------
+
+    def get_write_buffer_size(self):
+        """Bytes queued and not taken by the kernel."""
+        return self.pending_size
+
+    def get_write_buffer_limits(self):
+        """(low, high), in bytes."""
+        return (self.low, self.high)
+
+    def set_write_buffer_limits(self, high=None, low=None):
+        """pause_writing() above `high` bytes, resume_writing() at `low`."""
+        if high is None:
+            high = 64 * 1024 if low is None else 4 * low
+        if low is None:
+            low = high // 4
+        if not high >= low >= 0:
+            raise ValueError(f"high ({high!r}) must be >= low ({low!r}) must be >= 0")
+        self.high = high
+        self.low = low
+        self.maybe_pause_protocol()
+
+    cdef int maybe_pause_protocol(self) except -1:
+        if self.pending_size <= self.high or self._protocol_paused:
+            return 0
+        self._protocol_paused = True
+        return self.flow("pause_writing")
+
+    cdef int maybe_resume_protocol(self) except -1:
+        if not self._protocol_paused or self.pending_size > self.low:
+            return 0
+        self._protocol_paused = False
+        return self.flow("resume_writing")
+
+    cdef int flow(self, str name) except -1:
+        try:
+            getattr(self._protocol, name)()
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:
+            self._loop.call_exception_handler({
+                "message": f"protocol.{name}() failed",
+                "exception": exc,
+                "transport": self,
+                "protocol": self._protocol,
+            })
+        return 0
+
+    # -- lending the socket to sendfile ------------------------------------------------
+
+    def _make_empty_waiter(self):
+        if self.empty_waiter is not None:
+            raise RuntimeError("Empty waiter is already set")
+        self.empty_waiter = self._loop.create_future()
+        if not self.pending_size:
+            self.empty_waiter.set_result(None)
+        return self.empty_waiter
+
+    def _reset_empty_waiter(self):
+        self.empty_waiter = None
+
+    def _lend(self):
+        """Give the descriptor's readiness to somebody else, until _take_back()."""
+        self.lent = True
+        self.wait_for(0)
+
+    def _take_back(self):
+        self.lent = False
+
+
+def stream_at(Reactor reactor, int fd):
+    """The stream transport that has the descriptor, or None."""
+    if fd < 0 or fd >= reactor.q.n_slots or reactor.q.slots[fd].stream == NULL:
+        return None
+    stream = <StreamTransport>reactor.q.slots[fd].stream
+    return None if stream.lent else stream
+
+
+cdef object _facade = asyncio.Transport
+cdef object _attach, _detach
+cdef object _TRY_NATIVE = constants._SendfileMode.TRY_NATIVE
+
+
+def configure(facade, attach, detach):
+    """What is Python's: the class shown to isinstance(), and servers' client lists."""
+    global _facade, _attach, _detach
+    _facade = facade
+    _attach = attach
+    _detach = detach
+
+
+cdef class Acceptor:
+    """Accepts connections of one listening socket; the callback of its reader.
+
+    accept4 until the backlog is empty, at most `backlog` times a turn.  No socket
+    object, no task and no hop through the loop for each connection: the transport is
+    made from the descriptor and the protocol gets connection_made at once.
+    """
+
+    cdef object loop, factory, sock, server, restart
+    cdef int fd, backlog, family
+    cdef object make_factory
+
+    def __init__(self, loop, factory, sock, server, int backlog, restart):
+        self.loop = loop
+        self.factory = factory
+        self.sock = sock
+        self.server = server
+        self.restart = restart
+        self.fd = sock.fileno()
+        self.family = sock.family
+        self.backlog = backlog
+
+    def __call__(self):
+        cdef sockaddr_storage address
+        cdef socklen_t n
+        cdef int fd, error
+        cdef Reactor reactor = <Reactor>self.loop._reactor
+        for _ in range(self.backlog):
+            n = sizeof(address)
+            reactor.n_syscalls += 1
+            fd = accept4(self.fd, <sockaddr *>&address, &n, SOCK_NONBLOCK | SOCK_CLOEXEC)
+            if fd < 0:
+                error = errno
+                if error == EAGAIN or error == EINTR or error == ECONNABORTED:
+                    return
+                exc = OSError(error, os.strerror(error))
+                if error in (EMFILE, ENFILE, ENOBUFS, ENOMEM):
+                    self.restart(exc)
+                    return
+                raise exc
+            self.accepted(fd, &address)
+
+    cdef int accepted(self, int fd, sockaddr_storage *address) except -1:
+        cdef StreamTransport transport
+        cdef object protocol = None
+        try:
+            protocol = self.factory()
+            transport = StreamTransport.__new__(StreamTransport)
+            transport.family = self.family
+            extra = {"peername": _address(address)}
+            transport.open(self.loop, fd, None, protocol, extra, self.server)
+        except (SystemExit, KeyboardInterrupt):
+            c_close(fd)
+            raise
+        except BaseException as exc:
+            c_close(fd)
+            if self.loop.get_debug():
+                context = {
+                    "message": "Error on transport creation for incoming connection",
+                    "exception": exc,
+                }
+                if protocol is not None:
+                    context["protocol"] = protocol
+                self.loop.call_exception_handler(context)
+            return 0
+        PyContext_Enter(<PyObject *>transport.context)
+        try:
+            transport.connection_made()
+        finally:
+            PyContext_Exit(<PyObject *>transport.context)
+            transport.start_reading()
+        return 0
