@@ -6,7 +6,7 @@ from pathlib import Path
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-CFLAGS = ["-O2", "-fno-semantic-interposition", "-Wall", "-Wno-unused-function"]
+CFLAGS = ["-O3", "-fno-semantic-interposition", "-Wall", "-Wno-unused-function"]
 CORE = ["scheduler", "reactor", "uring", "epoll", "stream"]
 
 
