@@ -1,4 +1,4 @@
-"""From making a loop to closing it: twice, in vain, with work in flight, never, a thousand times."""
+"""From making a loop to closing it: twice, with work in flight, never, a thousand times."""
 
 import asyncio
 import gc
@@ -146,7 +146,7 @@ def test_closed_loop_with_operations_in_flight_is_freed(loop_factory, ran, where
     gone = weakref.ref(loop)
     r, w = os.pipe2(os.O_NONBLOCK)
 
-    def use():
+    def use(loop):
         if ran:
             run_ready(loop)
         loop._submit(ReadOp(r, 100), lambda op: None)
@@ -154,14 +154,14 @@ def test_closed_loop_with_operations_in_flight_is_freed(loop_factory, ran, where
             run_ready(loop)
 
     if where == "here":
-        use()
+        use(loop)
     else:
-        thread = threading.Thread(target=use)
+        thread = threading.Thread(target=use, args=(loop,))
         thread.start()
         thread.join()
         del thread
     loop.close()
-    del loop, use
+    del loop
     gc.collect()
     assert gone() is None
     os.close(r)

@@ -22,9 +22,8 @@ def test_everything_works_where_it_is_refused(run_program, error):
     """The tests of transports and children pass on what is left."""
     done = run_program("refused_smoke", error, options=("-X", "dev"), check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "1 skipped" in done.stdout or " skipped" in done.stdout
+    assert "skipped" in done.stdout  # visibly: the report names the reason
     assert "passed" in done.stdout
-    assert "uring" not in done.stdout.replace("io_uring", "")
 
 
 @needs_uring
@@ -52,7 +51,7 @@ def test_forced_backend_that_cannot_be_had_says_why(monkeypatch):
         defer_taskrun = no_iowait = False
 
     monkeypatch.setattr(backends, "probe", Refused)
-    with pytest.raises(PermissionError, match="the io_uring backend cannot be had: .*EPERM"):
+    with pytest.raises(PermissionError, match=r"the io_uring backend cannot be had: .*EPERM"):
         aiounify.new_event_loop("uring")
     loop = aiounify.new_event_loop()
     loop.close()

@@ -10,6 +10,7 @@ import gc
 import os
 import resource
 import sys
+from pathlib import Path
 
 import aiounify
 
@@ -18,7 +19,7 @@ aiounify.new_event_loop(backend).close()  # what is made once for the process
 
 
 def descriptors():
-    return {int(name) for name in os.listdir("/proc/self/fd")} - {last()}
+    return {int(path.name) for path in Path("/proc/self/fd").iterdir()} - {last()}
 
 
 def last():
@@ -46,7 +47,7 @@ for limit in range(top, top + 20):
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     gc.collect()
-    left = {fd: os.readlink(f"/proc/self/fd/{fd}") for fd in descriptors() - before}
+    left = {fd: str(Path(f"/proc/self/fd/{fd}").readlink()) for fd in descriptors() - before}
     assert not left, (limit, left)
 else:
     raise AssertionError("20 descriptors are not enough")
@@ -82,7 +83,7 @@ async def main():
     assert len(served) == 1
     assert any(report["exception"].errno == errno.EMFILE for report in reports), reports
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    while len(served) < 2:
+    while len(served) < 2:  # noqa: ASYNC110
         await asyncio.sleep(0.01)  # asyncio tries again after a second
     client.close()
     server.close()

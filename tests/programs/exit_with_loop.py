@@ -1,4 +1,4 @@
-"""Ends with one loop referred to, one in a cycle, and one running in a thread.  Argument: backend."""
+"""Ends with one loop referred to, one in a cycle, one running in a thread.  Argument: backend."""
 
 import os
 import sys

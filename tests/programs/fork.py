@@ -12,6 +12,7 @@ import socket
 import sys
 import threading
 import warnings
+from pathlib import Path
 
 import aiounify
 from aiounify._core.reactor import ReadOp
@@ -197,7 +198,7 @@ def own():
 def closes():
     loop = new_loop()
     loop.run_until_complete(work())
-    before = set(os.listdir("/proc/self/fd"))
+    before = {path.name for path in Path("/proc/self/fd").iterdir()}
 
     def check():
         loop.close()
@@ -210,7 +211,7 @@ def closes():
             os.close(fd)
 
     child(check)
-    assert set(os.listdir("/proc/self/fd")) == before
+    assert {path.name for path in Path("/proc/self/fd").iterdir()} == before
     loop.run_until_complete(work())
     loop.run_until_complete(loop.shutdown_default_executor())
     loop.close()

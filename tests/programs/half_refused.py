@@ -2,8 +2,8 @@
 
 import asyncio
 import errno
-import os
 import sys
+from pathlib import Path
 
 import seccomp
 
@@ -11,7 +11,7 @@ import aiounify
 
 number = {"enter": seccomp.IO_URING_ENTER, "register": seccomp.IO_URING_REGISTER}[sys.argv[1]]
 seccomp.refuse((number,), errno.EPERM)
-before = set(os.listdir("/proc/self/fd"))
+before = {path.name for path in Path("/proc/self/fd").iterdir()}
 
 
 async def work():
@@ -26,4 +26,4 @@ except OSError as error:
     assert error.errno == errno.EPERM
 else:
     raise AssertionError("a ring was made")
-assert set(os.listdir("/proc/self/fd")) == before
+assert {path.name for path in Path("/proc/self/fd").iterdir()} == before

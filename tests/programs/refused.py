@@ -4,6 +4,7 @@ import asyncio
 import errno
 import os
 import sys
+from pathlib import Path
 
 import seccomp
 
@@ -13,7 +14,7 @@ from aiounify.features import backend_line
 name = sys.argv[1]
 code = getattr(errno, name)
 seccomp.refuse(seccomp.IO_URING, code)
-before = set(os.listdir("/proc/self/fd"))
+before = {path.name for path in Path("/proc/self/fd").iterdir()}
 
 table = aiounify.features()
 assert not table["io_uring"].on
@@ -44,4 +45,4 @@ for environment, argument in ((None, "uring"), ("uring", None), ("uring", "auto"
         raise AssertionError("a loop was made")
 os.environ["AIOUNIFY_BACKEND"] = "epoll"
 aiounify.EventLoop().close()
-assert set(os.listdir("/proc/self/fd")) == before
+assert {path.name for path in Path("/proc/self/fd").iterdir()} == before

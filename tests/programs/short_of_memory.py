@@ -4,6 +4,7 @@ import asyncio
 import errno
 import os
 import sys
+from pathlib import Path
 
 import seccomp
 
@@ -11,7 +12,7 @@ import aiounify
 
 most = int(sys.argv[1])
 seccomp.refuse((seccomp.IO_URING_SETUP,), errno.ENOMEM, first_argument_above=most)
-before = set(os.listdir("/proc/self/fd"))
+before = {path.name for path in Path("/proc/self/fd").iterdir()}
 
 
 async def work():
@@ -46,4 +47,4 @@ else:
         assert error.errno == errno.ENOMEM
     else:
         raise AssertionError("a ring was made")
-assert set(os.listdir("/proc/self/fd")) == before
+assert {path.name for path in Path("/proc/self/fd").iterdir()} == before

@@ -1,0 +1,193 @@
+"""Callbacks that never stop coming must not keep events, threads or signals away."""
+
+import asyncio
+import os
+import signal
+import socket
+import threading
+import time
+
+import pytest
+
+pytestmark = pytest.mark.every_reactor
+
+
+@pytest.fixture(params=["python", "c", "tasks"])
+def busy(request):
+    """Makes a loop endlessly busy; the returned function ends it."""
+
+    def start(loop):
+        going = True
+
+        if request.param == "tasks":
+
+            async def spin():
+                while going:  # noqa: ASYNC110 - it is to be busy
+                    await asyncio.sleep(0)
+
+            tasks = [loop.create_task(spin()) for _ in range(5)]
+        elif request.param == "python":
+
+            def spin():
+                if going:
+                    loop.call_soon(spin)
+
+            for _ in range(5):
+                loop.call_soon(spin)
+            tasks = []
+        else:  # a callback that is native code: no bytecode runs between turns
+            again = Again(loop)
+            tasks = []
+
+        def stop():
+            nonlocal going
+            going = False
+            if request.param == "c":
+                again.end()
+            return tasks
+
+        return stop
+
+    return start
+
+
+class Again:
+    """loop.call_soon(loop.call_soon, loop.call_soon, ...): a long chain that is all C."""
+
+    def __init__(self, loop):
+        self.loop, self.going = loop, True
+        self.more()
+
+    def more(self):
+        if self.going:
+            args = [self.loop.call_soon] * 2000
+            self.loop.call_soon(*args, self.more)
+
+    def end(self):
+        self.going = False
+
+
+async def end(stop):
+    for task in stop():
+        await task
+    await asyncio.sleep(0)
+
+
+async def test_timers_fire(busy):
+    loop = asyncio.get_running_loop()
+    stop = busy(loop)
+    for delay in (0, 0.0001, 0.001, 0.01):
+        done = loop.create_future()
+        loop.call_later(delay, done.set_result, None)
+        await asyncio.wait_for(done, 20)
+    await end(stop)
+
+
+async def test_descriptors_are_served(busy):
+    loop = asyncio.get_running_loop()
+    stop = busy(loop)
+    a, b = socket.socketpair()
+    with a, b:
+        a.setblocking(False)
+        for i in range(100):
+            receiving = asyncio.create_task(loop.sock_recv(a, 10))
+            await asyncio.sleep(0)
+            b.send(b"%d" % i)
+            assert await asyncio.wait_for(receiving, 20) == b"%d" % i
+    await end(stop)
+
+
+async def test_descriptor_waits_few_turns():
+    """Not only some time: at most some tens of turns of a busy loop."""
+    loop = asyncio.get_running_loop()
+    r, w = os.pipe()
+    seen = []
+    loop.add_reader(r, lambda: seen.append(loop.stats()["turns"]))
+    most = 0
+    for _ in range(50):
+        await asyncio.sleep(0)
+        seen.clear()
+        os.write(w, b"x")
+        before = loop.stats()["turns"]
+        for _ in range(1000):
+            if seen:
+                break
+            await asyncio.sleep(0)
+        assert seen
+        most = max(most, seen[0] - before)
+        os.read(r, 1)
+    loop.remove_reader(r)
+    os.close(r)
+    os.close(w)
+    assert most <= 40
+
+
+async def test_other_threads_get_on(busy):
+    loop = asyncio.get_running_loop()
+    counted, stopped = [0], threading.Event()
+
+    def count():
+        while not stopped.is_set():
+            counted[0] += 1
+            time.sleep(0)
+
+    thread = threading.Thread(target=count)
+    stop = busy(loop)
+    thread.start()
+    deadline = time.monotonic() + 20
+    while counted[0] < 100 and time.monotonic() < deadline:  # noqa: ASYNC110 - busy
+        await asyncio.sleep(0)
+    stopped.set()
+    await end(stop)
+    thread.join()
+    assert counted[0] >= 100
+
+
+async def test_other_threads_reach_the_loop(busy):
+    loop = asyncio.get_running_loop()
+    stop = busy(loop)
+    for _ in range(20):
+        assert await asyncio.wait_for(loop.run_in_executor(None, threading.get_ident), 20)
+    await end(stop)
+
+
+async def test_signals_get_through(busy):
+    loop = asyncio.get_running_loop()
+    done = loop.create_future()
+    loop.add_signal_handler(signal.SIGUSR1, lambda: done.done() or done.set_result(None))
+    stop = busy(loop)
+    await asyncio.sleep(0)
+    os.kill(os.getpid(), signal.SIGUSR1)
+    await asyncio.wait_for(done, 20)
+    loop.remove_signal_handler(signal.SIGUSR1)
+    await end(stop)
+
+
+def test_ctrl_c_ends_a_chain_of_native_callbacks(run_program, backend):
+    """Nothing but C runs: Python's flag has to be looked at by the loop itself."""
+    run_program("native_chain", backend, timeout=30)
+
+
+async def test_children_are_reaped(busy):
+    loop = asyncio.get_running_loop()
+    stop = busy(loop)
+    process = await asyncio.wait_for(asyncio.create_subprocess_exec("true"), 20)
+    assert await asyncio.wait_for(process.wait(), 20) == 0
+    await end(stop)
+
+
+async def test_busy_descriptors_do_not_starve_callbacks_or_timers():
+    loop = asyncio.get_running_loop()
+    pairs = [socket.socketpair() for _ in range(50)]
+    for a, _ in pairs:
+        loop.add_writer(a, int)
+    seen = []
+    loop.call_later(0.001, seen.append, "timer")
+    for _ in range(100):
+        await asyncio.sleep(0)
+    await asyncio.sleep(0.002)
+    assert seen == ["timer"]
+    for a, b in pairs:
+        loop.remove_writer(a)
+        a.close()
+        b.close()
