@@ -1,10 +1,14 @@
 """The benchmark command: its arguments, its arithmetic, and one real run without timing claims."""
 
 import asyncio
+import dataclasses
 import importlib.util
 import json
 import os
 import socket
+import subprocess
+import sys
+import tempfile
 import threading
 from itertools import pairwise
 from pathlib import Path
@@ -12,11 +16,22 @@ from pathlib import Path
 import pytest
 
 from aiounify import bench
-from aiounify.bench import cli, machine, registry, report, rows, runner, stats
+from aiounify.bench import (
+    callgrind,
+    cli,
+    document,
+    machine,
+    registry,
+    report,
+    rows,
+    runner,
+    stats,
+    wrk,
+)
 from aiounify.bench.channel import Channel, ClosedError, Measurement, Reply
 from aiounify.bench.child import Child, ChildError
-from aiounify.bench.counters import Counters
-from aiounify.bench.rows import LoopRow, ServerRow
+from aiounify.bench.counters import Counters, memory_used
+from aiounify.bench.rows import IdleRow, LoopRow, ServerRow, ServingRow
 from aiounify.bench.rows.base import Run
 from aiounify.bench.runner import Options, RowResult
 from aiounify.bench.worker import operations
@@ -70,7 +85,7 @@ def test_every_row_says_what_it_is() -> None:
         assert row.summary.endswith(".")
         assert row.unit
         assert row.groups
-        assert isinstance(row, LoopRow | ServerRow)
+        assert isinstance(row, LoopRow | ServingRow)
 
 
 def test_names_of_rows_and_groups_do_not_collide() -> None:
@@ -80,11 +95,29 @@ def test_names_of_rows_and_groups_do_not_collide() -> None:
 
 
 def test_select_takes_rows_and_groups_in_table_order() -> None:
-    assert rows.select([]) == list(rows.ROWS.values())
+    assert rows.select(["all"]) == list(rows.ROWS.values())
     chosen = [row.name for row in rows.select(["timers", "task", "call_soon"])]
     order = list(rows.ROWS)
     assert {"task", "call_soon-chain", "timer-fire"} <= set(chosen)
     assert all(order.index(a) < order.index(b) for a, b in pairwise(chosen))
+
+
+def test_selection_without_names_is_a_part_of_all_in_every_group() -> None:
+    chosen = rows.select([])
+    assert [row.name for row in chosen] == list(rows.DEFAULT)
+    assert len(chosen) < len(rows.ROWS) / 2
+    groups = {group for row in chosen for group in row.groups}
+    assert groups | {rows.ALL} == set(rows.GROUPS)
+
+
+def test_echo_rows_are_every_size_with_every_number_of_connections() -> None:
+    for api in ("tcp", "buffered", "streams", "sock", "unix", "unix-streams", "unix-sock"):
+        for size in ("64", "1k", "16k", "64k"):
+            for connections in (1, 10, 100, 1000):
+                row = rows.ROWS[f"{api}-{size}-x{connections}"]
+                assert isinstance(row, ServerRow)
+                assert row.connections == connections
+                assert row.size == int(size.removesuffix("k")) * (1024 if "k" in size else 1)
 
 
 def test_unknown_row_is_told_what_was_meant() -> None:
@@ -97,7 +130,8 @@ def test_unknown_row_is_told_what_was_meant() -> None:
     [
         row.name
         for row in rows.ROWS.values()
-        if isinstance(row, LoopRow) and row.name not in ("timer-fire", "import")
+        if isinstance(row, LoopRow)
+        and row.name not in ("timer-fire", "import", "pipe-read", "pipe-write")
     ],
 )
 def test_loop_rows_do_their_batch_on_asyncio(name: str) -> None:
@@ -125,10 +159,12 @@ def test_list_names_all_rows_and_groups(capsys: pytest.CaptureFixture[str]) -> N
     out = capsys.readouterr().out
     for name in [*rows.ROWS, *rows.GROUPS, *registry.LOOPS]:
         assert name in out
+    assert "* tcp-1k-x100 " in out
+    assert "  tcp-64-x10 " in out
 
 
 def test_wrong_row_is_exit_status_2(capsys: pytest.CaptureFixture[str]) -> None:
-    assert bench.main(["tcp-1k-x10"]) == 2
+    assert bench.main(["tcp-1k-x11"]) == 2
     assert "did you mean tcp-1k-x1" in capsys.readouterr().err
 
 
@@ -329,6 +365,238 @@ def test_quick_run_of_a_loop_row_and_an_echo_row(
     assert document["rows"][2]["loops"]["asyncio"]["median"]["p99"] > 0
 
 
+def measured_on_asyncio(names: list[str], tmp_path: Path) -> dict[str, dict[str, object]]:
+    """A short run of these rows; row name to what the JSON says of asyncio."""
+    target = tmp_path / "result.json"
+    argv = [*names, "--rounds", "1", "--window", "0.02", "--loops", "asyncio", "--base", "asyncio"]
+    assert bench.main([*argv, "--json", str(target)]) == 0
+    document_ = json.loads(target.read_text())
+    assert [row["name"] for row in document_["rows"]] == names
+    return {row["name"]: row["loops"]["asyncio"] for row in document_["rows"]}
+
+
+@needs_loadgen
+def test_quick_run_of_every_kind_of_server(tmp_path: Path) -> None:
+    names = ["buffered-1k-x10", "sock-64-x1", "unix-64k-x10", "unix-buffered-16k-x10"]
+    names += ["unix-streams-1k-x100", "unix-sock-64-x10", "conn-protocol", "conn-streams"]
+    names += ["udp-64", "udp-1400"]
+    for name, found in measured_on_asyncio(names, tmp_path).items():
+        assert "failed" not in found, name
+        windows = found["windows"]
+        assert isinstance(windows, list)
+        assert windows[0]["ops"] > 0
+    assert not list(Path(tempfile.gettempdir()).glob("aiounify-bench-*"))
+
+
+def test_quick_run_of_the_pipes(tmp_path: Path) -> None:
+    for found in measured_on_asyncio(["pipe-read", "pipe-write"], tmp_path).values():
+        assert found["median"]["rate"] > 0  # type: ignore[index]
+
+
+@needs_loadgen
+def test_idle_row_is_memory_of_a_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = rows.ROWS["idle-protocol"]
+    assert isinstance(row, IdleRow)
+    few = dataclasses.replace(row, connections=400)
+    cpu = min(os.sched_getaffinity(0))
+    result = runner.run_row(few, ["asyncio"], Options(1, 0.01, cpu, cpu))
+    assert not result.failed
+    assert 100 < (stats.median(result.windows["asyncio"], "memory") or 0) < 100_000
+    table = report.row_table(result, ["asyncio"], "asyncio")
+    assert "resident KiB" in table
+    assert "1.00" in table
+
+
+def test_memory_is_private_and_resident() -> None:
+    private, resident = memory_used()
+    assert 1 << 20 < private <= resident
+
+
+def test_http_rows_without_wrk_say_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wrk, "available", lambda: False)
+    result = runner.run_row(rows.ROWS["uvicorn"], ["asyncio"], OPTIONS)
+    assert "apt-get install wrk" in result.failed["asyncio"]
+
+
+@pytest.mark.skipif(not wrk.available(), reason="wrk is not installed")
+@pytest.mark.parametrize("server", ["uvicorn", "aiohttp"])
+def test_quick_run_of_an_http_row(server: str, tmp_path: Path) -> None:
+    pytest.importorskip(server)
+    if server == "uvicorn":
+        pytest.importorskip("httptools")
+    found = measured_on_asyncio([server], tmp_path)[server]
+    assert "failed" not in found
+    assert found["median"]["p99"] > 0  # type: ignore[index]
+
+
+_WRK = """Running 1s test @ http://127.0.0.1:8000/
+  1 threads and 10 connections
+  Thread Stats   Avg      Stdev     Max   +/- Stdev
+    Latency   123.00us   10.00us   1.20ms   90.00%
+  Latency Distribution
+     50%  120.00us
+     75%  130.00us
+     90%  200.00us
+     99%    1.10ms
+  12345 requests in 1.10s, 1.50MB read
+{trouble}Requests/sec:  11222.7
+"""
+
+
+def test_report_of_wrk() -> None:
+    measured = wrk.parse(_WRK.format(trouble=""))
+    assert measured["ops"] == 12345
+    assert measured["seconds"] == pytest.approx(1.1)
+    assert measured["p50"] == pytest.approx(120e-6)
+    assert measured["p99"] == pytest.approx(1.1e-3)
+    for trouble in (
+        "  Non-2xx or 3xx responses: 7\n",
+        "  Socket errors: connect 0, read 3, write 0, timeout 0\n",
+    ):
+        with pytest.raises(ValueError, match=trouble.strip()):
+            wrk.parse(_WRK.format(trouble=trouble))
+    with pytest.raises(ValueError, match="no answers"):
+        wrk.parse("unable to connect")
+
+
+# Instructions by callgrind
+
+
+def test_callgrind_counts_whole_batches_and_every_connection() -> None:
+    for row in rows.ROWS.values():
+        less, more = callgrind.sizes(row)
+        assert more == 3 * less
+        if isinstance(row, LoopRow):
+            assert less % row.batch == 0
+        if isinstance(row, ServerRow):
+            assert less >= 3 * row.connections
+    assert callgrind.sizes(rows.ROWS["import"]) == (0, 0)
+    assert callgrind.sizes(rows.ROWS["uvicorn"]) == (0, 0)
+
+
+def test_row_that_callgrind_cannot_count_says_so() -> None:
+    with pytest.raises(ChildError, match="cannot count"):
+        callgrind.count(rows.ROWS["import"], "asyncio", 0, 0)
+
+
+def test_callgrind_that_is_missing_is_exit_status_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(callgrind, "available", lambda: False)
+    assert bench.main(["task", "--callgrind"]) == 2
+    assert "apt-get install valgrind" in capsys.readouterr().err
+
+
+def test_counter_of_callgrind_needs_valgrind() -> None:
+    with pytest.raises(OSError, match="valgrind"):
+        Counters("/nonexistent")
+
+
+@needs_loadgen
+@pytest.mark.timeout(300)
+@pytest.mark.skipif(not callgrind.available(), reason="valgrind is not installed")
+def test_callgrind_fills_the_instructions_of_the_user(tmp_path: Path) -> None:
+    target = tmp_path / "result.json"
+    argv = ["tcp-64-x10", "--callgrind", "--rounds", "1", "--window", "0.02"]
+    argv += ["--loops", "asyncio", "--base", "asyncio", "--json", str(target)]
+    assert bench.main(argv) == 0
+    document_ = json.loads(target.read_text())
+    assert "instructions_user" not in document_["machine"]["counters"]
+    [row] = document_["rows"]
+    assert "uncounted" not in row
+    assert 1_000 < row["loops"]["asyncio"]["median"]["instructions_user"] < 1_000_000
+
+
+# The document
+
+
+def run_of(*results: RowResult) -> dict[str, object]:
+    where = machine.describe({"uvloop": "1.0", "asyncio": "3.13", "rloop": "2"}, {})
+    left_out = {"zloop": "ModuleNotFoundError"}
+    found: dict[str, object] = json.loads(
+        report.as_json(where, OPTIONS, left_out, results, "uvloop")
+    )
+    return found
+
+
+def test_document_keeps_its_prose() -> None:
+    text = f"before\n{document.BEGIN}\nold\n{document.END}\nafter\n"
+    written = document.insert(text, "new")
+    assert written == f"before\n{document.BEGIN}\n\nnew\n\n{document.END}\nafter\n"
+    assert document.insert(written, "new") == written
+    with pytest.raises(ValueError, match="lacks the lines"):
+        document.insert("no markers", "new")
+
+
+def test_tables_have_losses_failures_and_absolutes() -> None:
+    idle = RowResult(
+        rows.ROWS["idle-streams"],
+        {
+            "uvloop": [{"ops": 10, "memory": 20480, "resident": 20480}],
+            "asyncio": [{"ops": 10, "memory": 30720, "resident": 30720}],
+        },
+    )
+    late = RowResult(
+        rows.ROWS["lateness-5ms"], {"asyncio": [{"ops": 2, "lateness_ns": [-5, 5000]}]}
+    )
+    late.windows["asyncio"][0].update(window(2, 1.0, 0.1))
+    text = document.tables(run_of(result_of(), idle, late))
+    assert "zloop (ModuleNotFoundError)" in text
+    assert "| `task` | 1.00k task/s, 1000 us | 0.38 / 3.00 | failed (1) |" in text
+    assert "1. `task`, rloop: RuntimeError: no" in text
+    assert "| `idle-streams` | 2.00 KiB | 1.50 | not measured |" in text
+    assert "p99 5 us; early 1 of 2" in text
+    assert "There are no instructions" in text
+
+
+def test_ratio_on_both_sides_of_one_is_marked() -> None:
+    result = RowResult(
+        rows.ROWS["task"],
+        {
+            "uvloop": [window(100, 1.0, 1.0, instructions_user=100)] * 2,
+            "asyncio": [
+                window(90, 1.0, 1.0, instructions_user=180),
+                window(120, 1.0, 2.0, instructions_user=240),
+            ],
+        },
+    )
+    text = document.tables(run_of(result))
+    assert "| `task` | 100 task/s, 10.0k us, 1.00 instr | ~1.05 / 1.39 / 2.00 |" in text
+
+
+def test_report_writes_the_document_and_its_plot(tmp_path: Path) -> None:
+    source, target = tmp_path / "run.json", tmp_path / "docs" / "performance.md"
+    source.write_text(json.dumps(run_of(result_of())))
+    # In a process of its own: matplotlib keeps the files of its fonts open.
+    command = [sys.executable, "-m", "aiounify.bench", "report", str(source), "-o", str(target)]
+    said = subprocess.run(command, check=True, capture_output=True, text=True)
+    written = target.read_text()
+    assert "`task`" in written
+    assert written.count(document.BEGIN) == 1
+    if importlib.util.find_spec("matplotlib") is None:
+        assert "matplotlib is not installed" in said.stderr
+        assert "performance.svg" not in written
+        return
+    plot = (tmp_path / "docs" / "performance.svg").read_bytes()
+    assert "performance.svg" in written
+    subprocess.run(command, check=True, capture_output=True)
+    assert (tmp_path / "docs" / "performance.svg").read_bytes() == plot
+    assert target.read_text() == written
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "not json"])
+def test_report_of_something_else_is_exit_status_2(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "run.json"
+    source.write_text(text)
+    assert bench.main(["report", str(source), "-o", str(tmp_path / "p.md")]) == 2
+    assert "bench report:" in capsys.readouterr().err
+    assert not (tmp_path / "p.md").exists()
+
+
 # The load generator against servers that misbehave
 
 
@@ -386,10 +654,12 @@ async def test_load_generator_conversations(kind: str, family: str, tmp_path: Pa
     loop = asyncio.get_running_loop()
     load = await loop.run_in_executor(None, Load, address, 3, 100_000, kind)
     measured = await loop.run_in_executor(None, load.run, 0.05)
+    counted = await loop.run_in_executor(None, load.run, 0.0, 8)
     load.close()
     server.close()
     await asyncio.sleep(0.01)
     assert measured["ops"] >= 3
+    assert counted["ops"] == 8
     assert measured["seconds"] > 0
     assert 0 < measured["p50"] <= measured["p99"]
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from aiounify.bench.report import number
+from aiounify.bench.report import micro, number
 
 __all__ = ["BEGIN", "END", "insert", "run", "tables"]
 
@@ -188,7 +188,7 @@ def _absolute(row: _Row, found: Mapping[str, Any]) -> str:
         return f"{median['memory'] / 1024:.2f} KiB"
     parts = [f"{number(median['rate'])} {row['unit']}/s"]
     if median["cpu"] is not None:
-        parts.append(f"{number(median['cpu'] * 1e6)} us")
+        parts.append(f"{micro(median['cpu'])} us")
     if median["instructions_user"] is not None:
         parts.append(f"{number(median['instructions_user'])} instr")
     return ", ".join(parts)

@@ -9,7 +9,7 @@ from aiounify.bench.machine import Machine
 from aiounify.bench.rows import IdleRow, LoopRow
 from aiounify.bench.runner import Options, RowResult
 
-__all__ = ["as_json", "heading", "number", "row_table"]
+__all__ = ["as_json", "heading", "micro", "number", "row_table"]
 
 _NOTHING = "n/a"
 
@@ -30,7 +30,7 @@ def _three(value: float) -> str:
     return f"{value:.1f}" if abs(value) >= 9.995 else f"{value:.2f}"
 
 
-def _micro(value: float | None) -> str:
+def micro(value: float | None) -> str:
     if value is None:
         return _NOTHING
     micro = value * 1e6
@@ -121,7 +121,7 @@ def _lateness_cells(result: RowResult) -> tuple[list[str], dict[str, list[str]]]
     for name, windows in result.windows.items():
         p50, p99, early, samples = stats.lateness(windows)
         cpu = stats.median(windows, "cpu")
-        cells[name] = [_micro(p50), _micro(p99), str(early), str(samples), _micro(cpu)]
+        cells[name] = [micro(p50), micro(p99), str(early), str(samples), micro(cpu)]
     return ["p50 us late", "p99 us late", "early", "of", "cpu us"], cells
 
 
@@ -160,12 +160,12 @@ def _rate_cells(result: RowResult, base: str) -> tuple[list[str], dict[str, list
         rate = against("rate")
         line = [number(stats.median(windows, "rate")), _ratio(rate), _spread(rate)]
         line.append(_percent(stats.median(windows, "busy")))
-        line += [_micro(stats.median(windows, "cpu")), _ratio(against("cpu"))]
-        line += [_micro(stats.median(windows, part)) for part in ("user", "system")]
+        line += [micro(stats.median(windows, "cpu")), _ratio(against("cpu"))]
+        line += [micro(stats.median(windows, part)) for part in ("user", "system")]
         for metric in ("instructions_user", "instructions"):
             line += [number(stats.median(windows, metric)), _ratio(against(metric))]
         if latencies:
-            line += [_micro(stats.median(windows, part)) for part in ("p50", "p99")]
+            line += [micro(stats.median(windows, part)) for part in ("p50", "p99")]
             line.append(_percent(stats.median(windows, "client_busy")))
         cells[name] = line
     return head, cells
