@@ -140,7 +140,7 @@ async def test_submitted_twice():
     for _ in range(2):
         with pytest.raises(RuntimeError, match="once only"):
             loop._submit(op, pytest.fail)
-        await asyncio.wait_for(done, 5)
+        await asyncio.wait_for(done, 2)
 
 
 async def test_refused_submission_keeps_the_first_callback(pipe):
@@ -150,7 +150,7 @@ async def test_refused_submission_keeps_the_first_callback(pipe):
     with pytest.raises(RuntimeError, match="once only"):
         loop._submit(op, lambda op: pytest.fail("the wrong callback"))
     os.write(w, b"x")
-    assert await asyncio.wait_for(done, 5) is op
+    assert await asyncio.wait_for(done, 2) is op
 
 
 async def test_submission_lives_without_its_maker(pipe):

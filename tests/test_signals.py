@@ -211,11 +211,11 @@ def test_closing_removes_the_handlers(loop_factory):
 @pytest.mark.parametrize("way", ["loop handler", "python handler", "other thread"])
 def test_no_signal_is_lost_in_the_race_with_the_wait(run_program, backend, way):
     """Thousands of signals at random moments, each of which must be noticed."""
-    run_program("bombard", backend, way, 3000)
+    run_program("bombard", backend, way, 1500)
 
 
 def test_ctrl_c_at_random_moments(run_program, backend):
-    run_program("interrupt", backend, 150)
+    run_program("interrupt", backend, 100)
 
 
 def test_terminal_interrupt_ends_the_program_as_usual(run_program, backend):
