@@ -78,7 +78,8 @@ $(VENV)/.installed: pyproject.toml $(VENV)/.python
 # egg_info: the version and the metadata that pip would have put next to the package.
 $(VENV)/.built: $(sources) $(VENV)/.installed
 	@echo "building the native modules"
-	@$(python) -W ignore setup.py --quiet build_ext --inplace --parallel 2 egg_info
+	@$(python) -W ignore setup.py --quiet build_ext --inplace --parallel 2
+	@$(python) -W ignore setup.py --quiet egg_info 2> $(VENV)/egg_info.log || { cat $(VENV)/egg_info.log; exit 1; }
 	@touch $@
 
 $(VENV)/.linters: pyproject.toml $(VENV)/.installed
