@@ -22,7 +22,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--backend",
         action="append",
         choices=[*BACKENDS, BASELINE],
-        help="repeatable; default: both backends. 'stdlib' alone runs the baseline only",
+        help="repeatable; default: all but stdlib. 'stdlib' alone runs the baseline only",
     )
     parser.add_argument(
         "--module", nargs="+", action="extend", help="such as test_events; default: all of them"
@@ -87,11 +87,11 @@ def main() -> int:
         for module in chosen:
             baseline = suite.submit(BASELINE, module).result()
             runs.append(baseline)
-            print(f"{module}\n  {BASELINE:<7}{summary(baseline)}", flush=True)
+            print(f"{module}\n  {BASELINE:<11}{summary(baseline)}", flush=True)
             for backend in backends:
                 ours = suite.submit(backend, module).result()
                 runs.append(ours)
-                print(f"  {backend:<7}{summary(ours)}", flush=True)
+                print(f"  {backend:<11}{summary(ours)}", flush=True)
                 for finding in _compare.compare(baseline, ours, exemptions, _compare.THIS_VERSION):
                     findings.append(finding)
                     print(f"    {finding}", flush=True)

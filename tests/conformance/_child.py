@@ -152,7 +152,14 @@ def conformance_loop(aiounify: ModuleType, backend: str) -> Any:
             if selector is not None:
                 selector.close()
             ConformanceLoop.made += 1
-            super().__init__(backend=backend)
+            super().__init__(backend=backend.removesuffix("-poll"))
+
+        def _make_reactor(self, chosen: str, forced: str | None) -> Any:
+            if backend != "uring-poll":
+                return super()._make_reactor(chosen, forced)
+            from aiounify._core.uring import UringReactor
+
+            return UringReactor(self._backlog, epoll_wait_op=False)
 
     return ConformanceLoop
 

@@ -14,24 +14,22 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+import aiounify
+
 from . import _suite
+from ._child import conformance_loop
 
 ROUNDS = 200  # a look that is skipped for being early is skipped in nearly all of them
 
 
-def stdlib_loop() -> asyncio.AbstractEventLoop:
-    return asyncio.SelectorEventLoop()
-
-
 def make_loop(backend: str) -> asyncio.AbstractEventLoop:
     if backend == _suite.BASELINE:
-        return stdlib_loop()
-    import aiounify
-
+        return asyncio.SelectorEventLoop()
     try:
-        return aiounify.EventLoop(backend=backend)
+        loop: asyncio.AbstractEventLoop = conformance_loop(aiounify, backend)()
     except OSError as error:
         pytest.skip(f"backend {backend} cannot be had here: {error}")
+    return loop
 
 
 @pytest.fixture(params=[_suite.BASELINE, *_suite.BACKENDS])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from . import _compare, _suite
+from . import __main__, _compare, _suite
 from ._compare import Exemption
 from ._suite import ModuleRun, Outcome
 
@@ -16,9 +16,11 @@ SAMPLE = Path(__file__).with_name("sample")
 DOCUMENT = Path(__file__).parents[2] / "docs" / "conformance.md"
 OPTIONS = ("--package", "conformance_sample", "--path", str(SAMPLE))
 
-needs_suite = pytest.mark.skipif(
-    importlib.util.find_spec("test.support") is None, reason="no `test` package here"
-)
+try:
+    missing = not _suite.suite_directory()
+except _suite.SuiteMissing:
+    missing = True
+needs_suite = pytest.mark.skipif(missing, reason="no `test` package here")
 
 
 @needs_suite
@@ -73,6 +75,24 @@ def test_what_is_left_behind_is_reported() -> None:
 def test_a_module_that_cannot_be_imported_is_reported() -> None:
     run = _suite.run_module(_suite.BASELINE, "absent", *OPTIONS)
     assert [outcome.status for outcome in run.outcomes.values()] == ["error"]
+
+
+@pytest.mark.parametrize("error", [None, ModuleNotFoundError("No module named 'test'")])
+def test_an_interpreter_without_the_suite_is_skipped(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception | None,
+) -> None:
+    def find_spec(name: str) -> None:
+        if error:
+            raise error
+
+    monkeypatch.setattr(importlib.util, "find_spec", find_spec)
+    monkeypatch.setattr("sys.argv", ["conformance"])
+    assert __main__.main() == 0
+    assert re.fullmatch(
+        r"skipped: CPython .* has no `test.test_asyncio`\n", capsys.readouterr().out
+    )
 
 
 def run_with(backend: str, **statuses: str) -> ModuleRun:
