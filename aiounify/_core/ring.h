@@ -271,6 +271,11 @@ static inline struct au_sqe *ring_sqe(struct ring *r)
     return sqe;
 }
 
+static inline int ring_full(struct ring *r)
+{
+    return r->sq_local - __atomic_load_n(r->sq_head, __ATOMIC_ACQUIRE) >= r->sq_entries;
+}
+
 static inline unsigned ring_unsubmitted(struct ring *r) { return r->sq_local - r->sq_submitted; }
 
 /* Does the kernel want to be entered: work to run, or overflown completions? */

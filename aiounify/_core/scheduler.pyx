@@ -479,11 +479,17 @@ cdef class Scheduler:
         cdef HandleObject *handle
         cdef PyObject *argument = <PyObject *>op
         self._check_closed()
+        if op.link.next != NULL or op.done:
+            raise RuntimeError("an operation can be submitted once only")
         handle = handle_new(0, <PyObject *>self, <PyObject *>callback, &argument, 1, NULL)
         PyObject_GC_Track(<PyObject *>handle)
         op.handle = <object><PyObject *>handle
         Py_DECREF(<PyObject *>handle)
-        self.reactor.submit(op)
+        try:
+            self.reactor.submit(op)
+        except BaseException:
+            op.handle = None
+            raise
         return op
 
     def _cancel(self, Op op):

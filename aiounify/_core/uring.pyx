@@ -44,6 +44,7 @@ from aiounify._core.backlog cimport UNSENT_NS, OpLink, monotonic_ns, op_link
 from aiounify._core.reactor cimport (
     EAGAIN,
     EBUSY,
+    ECANCELED,
     EINTR,
     ENOSYS,
     EPOLLIN,
@@ -133,6 +134,7 @@ cdef extern from "ring.h" nogil:
     void ring_abandon(ring *r)
     au_sqe *ring_sqe(ring *r)
     unsigned ring_unsubmitted(ring *r)
+    bint ring_full(ring *r)
     bint ring_wants_enter(ring *r)
     unsigned ring_cq_ready(ring *r)
     au_cqe *ring_cqe(ring *r)
@@ -237,6 +239,7 @@ cdef class UringReactor(Reactor):
     cdef bint no_buffers       # the kernel has no provided buffers or no multishot receive
     cdef unsigned buffer_count
     cdef unsigned n_sends      # in flight
+    cdef list parked           # operations for which there was no room before the loop runs
     cdef int thread            # the thread the ring is bound to, 0 before the first run
     cdef bint epoll_armed
     cdef bint has_epoll_wait
@@ -246,6 +249,7 @@ cdef class UringReactor(Reactor):
 
     def __cinit__(self):
         self.ring.fd = -1
+        self.parked = []
 
     def __init__(self, object backlog, unsigned entries=256, unsigned cq_entries=4096,
                  bint epoll_wait_op=True, unsigned buffer_count=BUFFER_COUNT):
@@ -301,7 +305,11 @@ cdef class UringReactor(Reactor):
             self.n_syscalls += 1
         ring_register_fd(&self.ring)
         self.n_syscalls += 1
-        return Reactor.start(self)
+        Reactor.start(self)
+        parked, self.parked = self.parked, []
+        for op in parked:
+            self.prepare(<Op>op)
+        return 0
 
     cdef int move_ring(self) except -1:
         """A new ring, for another thread.
@@ -341,7 +349,8 @@ cdef class UringReactor(Reactor):
         """A free entry; a full ring is submitted first."""
         cdef au_sqe *sqe = ring_sqe(&self.ring)
         if sqe == NULL:
-            self.enter()
+            if self.running or self.thread == gettid():
+                self.enter()
             sqe = ring_sqe(&self.ring)
             if sqe == NULL:
                 raise OSError(EBUSY, "the submission ring is full")
@@ -522,6 +531,16 @@ cdef class UringReactor(Reactor):
     cdef int submit(self, Op op) except -1:
         if op.link.next != NULL or op.done:
             raise RuntimeError("an operation can be submitted once only")
+        if self.parked or (not self.running and ring_full(&self.ring)):
+            # Only the thread that runs the loop can enter the ring; it will.
+            self.parked.append(op)
+        else:
+            self.prepare(op)
+        op_link(self.q, &op.link, <PyObject *>op)
+        self.n_ops[op.opcode % OP_KINDS] += 1
+        return 0
+
+    cdef int prepare(self, Op op) except -1:
         cdef au_sqe *sqe = self.sqe()
         sqe.opcode = op.opcode
         sqe.flags = op.sqe_flags
@@ -532,8 +551,6 @@ cdef class UringReactor(Reactor):
         sqe.len = op.length
         sqe.op_flags = op.op_flags
         sqe.user_data = <uint64_t><size_t><PyObject *>op
-        op_link(self.q, &op.link, <PyObject *>op)
-        self.n_ops[op.opcode % OP_KINDS] += 1
         return 0
 
     cdef int cancel_mark(self, uint64_t user_data) except -1:
@@ -546,6 +563,9 @@ cdef class UringReactor(Reactor):
     cdef int cancel(self, Op op) except -1:
         if op.link.next != NULL and not op.cancel_asked:
             op.cancel_asked = True
+            if op in self.parked:
+                self.parked.remove(op)
+                return self.finish_later(op, -ECANCELED)
             self.cancel_mark(<uint64_t><size_t><PyObject *>op)
         return 0
 
