@@ -18,7 +18,7 @@ import socket
 import sys
 import threading
 import weakref
-from asyncio import events
+from asyncio import constants, events, sslproto, trsock
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -237,11 +237,19 @@ class EventLoop(Scheduler, SelectorEventLoop):  # type: ignore[misc]
         **timeouts: Any,
     ) -> asyncio.Transport:
         self._ensure_fd_no_transport(rawsock)
-        tls = asyncio.sslproto.SSLProtocol(
-            self, protocol, sslcontext, waiter, server_side, server_hostname, **timeouts
+        # arg-type: asyncio passes None to it as well, its type stubs do not
+        tls = sslproto.SSLProtocol(
+            self,
+            protocol,
+            sslcontext,
+            waiter,  # type: ignore[arg-type]
+            server_side,
+            server_hostname,
+            **timeouts,
         )
         self._make_socket_transport(rawsock, tls, extra=extra, server=server)
-        return tls._app_transport
+        transport: asyncio.Transport = tls._app_transport
+        return transport
 
     def _start_serving(
         self,
@@ -265,17 +273,22 @@ class EventLoop(Scheduler, SelectorEventLoop):  # type: ignore[misc]
                 {
                     "message": "socket.accept() out of system resource",
                     "exception": exc,
-                    "socket": asyncio.trsock.TransportSocket(sock),
+                    "socket": trsock.TransportSocket(sock),
                 }
             )
             self._remove_reader(sock.fileno())
             self.call_later(
-                asyncio.constants.ACCEPT_RETRY_DELAY,
-                self._start_serving, protocol_factory, sock, None, server, backlog,
+                constants.ACCEPT_RETRY_DELAY,
+                self._start_serving,
+                protocol_factory,
+                sock,
+                None,
+                server,
+                backlog,
             )
 
         # Accepted sockets inherit it from the listening one: a system call less for each.
-        asyncio.base_events._set_nodelay(sock)
+        asyncio.base_events._set_nodelay(sock)  # type: ignore[attr-defined]
         self._add_reader(
             sock.fileno(),
             Acceptor(self, protocol_factory, sock, server, backlog, out_of_resources),

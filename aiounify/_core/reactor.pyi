@@ -22,6 +22,9 @@ class ReadOp(Op):
     def data(self) -> bytes: ...
 
 @disjoint_base
+class Watched: ...
+
+@disjoint_base
 class Reactor:
     def __init__(self, backlog: object) -> None: ...
     @property
