@@ -242,7 +242,8 @@ def _plot(measured: _Run, target: Path) -> bool:
         axes.invert_yaxis()
         axes.grid(alpha=0.3)
         axes.set_xlabel(f"CPU time for one operation relative to {base} (memory where idle-)")
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.3 / max(len(rows), 4)), ncols=4)
+        axes.margins(y=0.02)
+        figure.legend(loc="outside upper center", ncols=4)
         figure.savefig(target, metadata={"Date": None})
     return True
 
