@@ -134,9 +134,10 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
     for loop in list(_loops):
         if loop.is_closed():
             continue
-        for _ in range(3):  # a task that was cancelled as the last thing may end
-            if asyncio.all_tasks(loop):
-                loop.run_until_complete(asyncio.sleep(0))
+        deadline = time.monotonic() + 2
+        while asyncio.all_tasks(loop) and time.monotonic() < deadline:
+            # a server's tasks may just see the end of their connections
+            loop.run_until_complete(asyncio.sleep(0.001))
         assert not asyncio.all_tasks(loop), "tasks left behind"
     return result
 

@@ -228,7 +228,7 @@ def test_references(loop, case, pipe):
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
 def test_memory(loop, case, pipe):
-    """Less than two bytes for each round, by Python's own allocators."""
+    """Less than eight bytes for each round, by Python's own allocators: no object is that small."""
     thing = Thing()
     for _ in range(200):
         case(loop, thing, pipe)
@@ -246,7 +246,7 @@ def test_memory(loop, case, pipe):
         after, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert after - before < max(2 * rounds, 2000)
+    assert after - before < 8 * rounds
 
 
 def test_resident_memory_of_a_long_run(loop):

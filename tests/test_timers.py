@@ -220,9 +220,11 @@ def test_number_whose_conversion_raises(loop):
 async def test_equal_deadlines_run_in_the_order_they_were_set():
     loop, seen = asyncio.get_running_loop(), []
     when = loop.time() + 0.005
+    done = loop.create_future()
     for i in range(1000):
         loop.call_at(when, seen.append, i)
-    await asyncio.sleep(0.02)
+    loop.call_at(when, done.set_result, None)
+    await done
     assert seen == list(range(1000))
 
 
@@ -348,22 +350,26 @@ async def test_timer_that_cancels_itself():
 
 async def test_earlier_timer_set_while_a_later_one_is_awaited():
     """The wait is armed for the nearest deadline, whichever was set first."""
-    loop, seen = asyncio.get_running_loop(), []
-    loop.call_later(0.02, seen.append, "later")
+    loop = asyncio.get_running_loop()
+    done = loop.create_future()
+    later = loop.call_later(1000, pytest.fail)
     await asyncio.sleep(0.001)
-    loop.call_later(0.002, seen.append, "sooner")
-    await asyncio.sleep(0.03)
-    assert seen == ["sooner", "later"]
+    loop.call_later(0.002, done.set_result, None)
+    await done
+    later.cancel()
 
 
 async def test_later_timer_after_the_nearest_was_cancelled():
+    """The wait may be armed for a deadline that is nobody's any more."""
     loop, seen = asyncio.get_running_loop(), []
-    near = loop.call_later(0.005, seen.append, "cancelled")
-    loop.call_later(0.02, seen.append, "fired")
+    done = loop.create_future()
+    near = loop.call_later(0.2, seen.append, "cancelled")
+    loop.call_later(0.21, done.set_result, None)
+    await asyncio.sleep(0)
     await asyncio.sleep(0.001)
     near.cancel()
-    await asyncio.sleep(0.03)
-    assert seen == ["fired"]
+    await done
+    assert seen == []
 
 
 def test_timers_compare_as_asyncios_do(loop):
