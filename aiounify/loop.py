@@ -24,15 +24,17 @@ from typing import TYPE_CHECKING, Any
 
 from aiounify import _debug
 from aiounify._asyncio_private import SelectorEventLoop
+from aiounify._core.datagram import DatagramTransport
 from aiounify._core.epoll import EpollReactor
 from aiounify._core.scheduler import Scheduler
-from aiounify._core.stream import Acceptor, StreamTransport, stream_at
+from aiounify._core.socket_transport import stream_at
+from aiounify._core.stream import Acceptor, StreamTransport
 from aiounify._core.uring import UringReactor
 from aiounify._selector import ReactorSelector
 from aiounify.backends import OPERATION_NAMES, choose_backend, explain_forced
 from aiounify.children import foreign_watcher, watch_child
 from aiounify.executor import submit
-from aiounify.streams import is_stream_socket
+from aiounify.streams import is_datagram_socket, is_stream_socket
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -222,6 +224,22 @@ class EventLoop(Scheduler, SelectorEventLoop):  # type: ignore[misc]
             )
         self._ensure_fd_no_transport(sock)
         return StreamTransport(self, sock, protocol, waiter, extra, server)
+
+    def _make_datagram_transport(
+        self,
+        sock: socket.socket,
+        protocol: asyncio.DatagramProtocol,
+        address: Any = None,
+        waiter: asyncio.Future[None] | None = None,
+        extra: dict[str, Any] | None = None,
+    ) -> asyncio.DatagramTransport:
+        if not is_datagram_socket(sock):
+            made: asyncio.DatagramTransport = super()._make_datagram_transport(  # type: ignore[misc]
+                sock, protocol, address, waiter, extra
+            )
+            return made
+        self._ensure_fd_no_transport(sock)
+        return DatagramTransport(self, sock, protocol, address, waiter, extra)
 
     def _make_ssl_transport(
         self,

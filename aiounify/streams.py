@@ -1,4 +1,4 @@
-"""The Python side of stream transports: what they show to isinstance(), and servers."""
+"""The Python side of socket transports: what they show to isinstance(), and servers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import socket
 import sys
 from typing import Any
 
-from aiounify._core import stream
+from aiounify._core import socket_transport
 
 
 def is_stream_socket(sock: Any) -> bool:
@@ -17,6 +17,16 @@ def is_stream_socket(sock: Any) -> bool:
         and sock.type == socket.SOCK_STREAM
         and sock.fileno() >= 0
         and sock.family in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
+    )
+
+
+def is_datagram_socket(sock: Any) -> bool:
+    """True for what the native datagram transport serves: UDP."""
+    return (
+        issubclass(type(sock), socket.socket)
+        and sock.type == socket.SOCK_DGRAM
+        and sock.fileno() >= 0
+        and sock.family in (socket.AF_INET, socket.AF_INET6)
     )
 
 
@@ -41,4 +51,12 @@ class SocketTransport(asyncio.transports._FlowControlMixin):
     """What type an aiounify stream transport shows; never instantiated."""
 
 
-stream.configure(SocketTransport, _attach, _detach)
+class DatagramTransport(asyncio.transports._FlowControlMixin, asyncio.DatagramTransport):
+    """What type an aiounify datagram transport shows; never instantiated."""
+
+
+socket_transport.configure(
+    {socket.SOCK_STREAM: SocketTransport, socket.SOCK_DGRAM: DatagramTransport},
+    _attach,
+    _detach,
+)

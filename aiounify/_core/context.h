@@ -93,15 +93,19 @@ static inline PyObject *context_borrow(PyObject *snapshot)
         context_work = NULL; /* in use until context_return() */
         if (Py_REFCNT(work) == 1 && context_vars(work) == context_vars(snapshot))
             return work;
-        Py_DECREF(work);
+        Py_DECREF(work); /* may run any code */
     }
     return PyContext_Copy(snapshot);
 }
 
-/* After the run: keep it for the next one.  Takes over the reference. */
-static inline void context_return(PyObject *work)
+/* After the run: keep it for the next one, unless the callback changed or kept it, for
+ * then it would only keep values alive.  Takes over the reference. */
+static inline void context_return(PyObject *work, PyObject *snapshot)
 {
-    Py_XSETREF(context_work, work);
+    if (!context_work && Py_REFCNT(work) == 1 && context_vars(work) == context_vars(snapshot))
+        context_work = work;
+    else
+        Py_DECREF(work);
 }
 
 /* Let go of the variables' values, when a loop stops or closes. */

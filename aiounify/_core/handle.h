@@ -168,8 +168,13 @@ static PyObject *handle_args_tuple(HandleObject *h)
         Py_RETURN_NONE;
     if (h->nargs < 0)
         return Py_NewRef(h->args[0]);
-    PyObject *t = PyTuple_New(h->nargs);
-    for (int i = 0; t && i < h->nargs; i++)
+    int32_t n = h->nargs;
+    PyObject *t = PyTuple_New(n);
+    if (t && h->nargs != n) { /* cancelled by the collector, which the allocation ran */
+        Py_DECREF(t);
+        Py_RETURN_NONE;
+    }
+    for (int32_t i = 0; t && i < n; i++)
         PyTuple_SET_ITEM(t, i, Py_NewRef(h->args[i]));
     return t;
 }
@@ -224,11 +229,17 @@ static PyObject *handle_cancelled(PyObject *self, PyObject *Py_UNUSED(ignored))
 static int handle_own_context(HandleObject *h)
 {
     if (h->context && h->flags & HANDLE_SHARED) {
-        PyObject *own = PyContext_Copy(h->context);
+        PyObject *snapshot = Py_NewRef(h->context), *own = PyContext_Copy(snapshot);
+        if (own && h->context == snapshot) { /* making it may have cancelled the handle */
+            h->flags &= ~HANDLE_SHARED;
+            h->context = own;
+            Py_DECREF(snapshot);
+        } else {
+            Py_XDECREF(own);
+        }
+        Py_DECREF(snapshot);
         if (!own)
             return -1;
-        Py_SETREF(h->context, own);
-        h->flags &= ~HANDLE_SHARED;
     }
     return 0;
 }
@@ -327,7 +338,10 @@ static PyObject *timer_handle_richcompare(PyObject *a, PyObject *b, int op)
         same = a == b;
         if (!same && p == q && x->callback && y->callback
             && ((x->flags ^ y->flags) & HANDLE_CANCELLED) == 0) {
-            same = PyObject_RichCompareBool(x->callback, y->callback, Py_EQ);
+            PyObject *f = Py_NewRef(x->callback), *g = Py_NewRef(y->callback);
+            same = PyObject_RichCompareBool(f, g, Py_EQ); /* may cancel either */
+            Py_DECREF(f);
+            Py_DECREF(g);
             if (same < 0)
                 return NULL;
             if (same) {

@@ -133,8 +133,8 @@ static PyObject *handle_call(HandleObject *h, int keep)
     PyObject *result = NULL;
     int32_t n = h->nargs, held = n < 0 ? 1 : n;
     int shared = (h->flags & HANDLE_SHARED) != 0;
-    if (shared && !(work = context_borrow(context)))
-        return NULL;
+    if (!callback)
+        Py_RETURN_NONE; /* ran before, or its queue was cleared: it was queued twice */
     for (int i = 0; i < held; i++)
         stack[i + 1] = h->args[i];
     if (keep) {
@@ -147,7 +147,10 @@ static PyObject *handle_call(HandleObject *h, int keep)
         h->nargs = 0;
         Py_CLEAR(h->loop);
     }
-    if (PyContext_Enter(work) == 0) {
+    /* only now: it may free a context, and so run any code, which may cancel this handle */
+    if (shared)
+        work = context_borrow(context);
+    if (work && PyContext_Enter(work) == 0) {
         PyObject *const *args = n < 0 ? &PyTuple_GET_ITEM(stack[1], 0) : stack + 1;
         size_t nargs = n < 0 ? (size_t)PyTuple_GET_SIZE(stack[1])
                              : (size_t)n | PY_VECTORCALL_ARGUMENTS_OFFSET;
@@ -166,7 +169,7 @@ static PyObject *handle_call(HandleObject *h, int keep)
             Py_CLEAR(result);
     }
     if (!result) {
-        if (shared)
+        if (shared && work)
             Py_SETREF(context, work); /* the handler sees what the callback set */
         h->flags &= ~HANDLE_SHARED;
         if (!h->context && !h->callback && !(h->flags & HANDLE_CANCELLED)) {
@@ -180,7 +183,7 @@ static PyObject *handle_call(HandleObject *h, int keep)
         if (h->context)
             Py_SETREF(h->context, Py_NewRef(context));
     } else if (shared) {
-        context_return(work);
+        context_return(work, context);
     }
     Py_DECREF(callback);
     for (int i = 0; i < held; i++)
@@ -361,6 +364,9 @@ static inline void backlog_wake(BacklogObject *q)
     }
 }
 
+/* the type of the step of asyncio's C Task, once one was seen */
+static PyTypeObject *step_type;
+
 static PyObject *backlog_call_soon(BacklogObject *q, PyObject *loop, PyObject *const *args,
                                    Py_ssize_t nargs, PyObject *kwnames, int threadsafe)
 {
@@ -384,9 +390,11 @@ static PyObject *backlog_call_soon(BacklogObject *q, PyObject *loop, PyObject *c
     }
     /* asyncio's C Task passes its step or wake-up, native objects, with context= and
      * drops the handle.  Others may keep it, and make a cycle of it. */
-    if (kwnames != names_context || !kwnames || PyFunction_Check(a.args[0])
-        || PyMethod_Check(a.args[0]))
+    if (!kwnames || !(Py_TYPE(a.args[0]) == step_type || PyCFunction_CheckExact(a.args[0]))) {
+        if (kwnames && !step_type && strstr(Py_TYPE(a.args[0])->tp_name, "TaskStepMethWrapper"))
+            step_type = Py_TYPE(a.args[0]);
         PyObject_GC_Track((PyObject *)h);
+    }
     if (threadsafe)
         backlog_wake(q);
     return (PyObject *)h;

@@ -22,8 +22,9 @@ Rules:
 * One thread runs the loop.  Other threads may only push to the backlog and wake
   the loop through its eventfd, which stands in the epoll set edge-triggered and
   is never read: each write is an edge, and 2**64 writes fill it.
-* Dispatching only moves handles to the ready queue.  No Python code runs while
-  events are taken, so no event can be made stale by the callback of another.
+* Dispatching moves handles to the ready queue; only native transports are called
+  while events are taken, and call their protocols.  What these close or replace is told
+  by the generation of its registration.
 * Each registration has a generation, which its events carry: an event that the
   kernel handed out before a number was closed and used again reaches nobody.
 * The first turn of a run, a turn entered with stop() asked for, and a turn after a
@@ -40,6 +41,8 @@ from posix.unistd cimport close as c_close
 from posix.unistd cimport read as c_read
 
 import os
+
+cimport cython
 
 from aiounify._core.backlog cimport (
     HANDLE_CANCELLED,
@@ -188,6 +191,7 @@ cdef class Watched:
         return 0
 
 
+@cython.no_gc_clear  # q points into backlog
 cdef class Reactor:
     """Base of the backends: the descriptor table, the wake-up, the counters."""
 
@@ -420,8 +424,10 @@ cdef class Reactor:
             raise os_error(-error, f"cannot watch file descriptor {fd}")
         Py_INCREF(<PyObject *>handle)
         if old != NULL:
-            (<object><PyObject *>old).cancel()
-            Py_DECREF(<PyObject *>old)
+            try:
+                (<object><PyObject *>old).cancel()
+            finally:
+                Py_DECREF(<PyObject *>old)
         else:
             self.q.n_watched += 1
         return 0
@@ -439,8 +445,10 @@ cdef class Reactor:
         slot.watcher[kind] = NULL
         self.q.n_watched -= 1
         self.arm(fd)
-        (<object><PyObject *>old).cancel()
-        Py_DECREF(<PyObject *>old)
+        try:
+            (<object><PyObject *>old).cancel()
+        finally:
+            Py_DECREF(<PyObject *>old)
         return 1
 
     cdef HandleObject *watcher(self, int fd, int kind) noexcept:
@@ -571,12 +579,15 @@ cdef class Reactor:
                     continue
                 taken = True
                 if handle.flags & HANDLE_CANCELLED:
-                    self.unwatch(fd, kind)
+                    self.unwatch(fd, kind)  # frees it: any code may run, the table may move
+                    slot = &self.q.slots[fd]
                 else:
                     ready_push(self.q, handle)
             if slot.op_events & got or (slot.op_events and got & (EPOLLHUP | EPOLLERR)):
                 taken = True
                 self.ops_ready(fd, got)
+            if self.closed:
+                return 0
             if not taken:
                 stale = True
         if stale:

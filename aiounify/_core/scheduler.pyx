@@ -10,12 +10,15 @@ asyncio.SelectorEventLoop behind it.
 
 A turn:
 
-1. If callbacks are ready, poll the reactor (mostly without a system call), else
-   wait in it until the next timer is due.  Both put handles into the ready ring.
-2. Move due timers to the ready ring.
-3. Run the handles that are in the ring now, in order.  What they schedule runs in
-   the next turn, after another look at the kernel, so no chain of callbacks can
-   keep events away.
+1. If nothing is ready, wait in the reactor until something happens or the next timer is
+   due; due timers move to the ready ring; everything in the ring runs.
+2. If callbacks are ready, those that are in the ring now run, in order.  Then the reactor
+   is polled, mostly without a system call, and due timers move to the ring.  What came
+   of all that runs in the next turn.
+
+So whatever the kernel brings is delivered behind the callbacks that were queued before,
+as in asyncio, and no chain of callbacks can keep events away.  In the last turn of a run
+what the kernel had ready still runs; what was scheduled in that turn does not.
 
 Rules:
 
@@ -32,7 +35,8 @@ from cpython.object cimport PyObject, PyTypeObject
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 import asyncio
-import os
+
+cimport cython
 
 from aiounify._core.backlog cimport (
     HANDLE_CANCELLED,
@@ -75,6 +79,7 @@ cdef extern from "queues.h":
     int handle_debug_set(HandleObject *h, Py_ssize_t i, PyObject *value) except -1
     int handle_run(PyObject *loop, HandleObject *h) except -1
     int timers_expire(BacklogObject *q) except -1
+    void handle_drop(HandleObject *h)
     void ready_clear(BacklogObject *q)
     void timers_clear(BacklogObject *q)
     void watchers_clear(BacklogObject *q)
@@ -112,7 +117,7 @@ cdef tuple _NO_ARGS = ()
 
 
 cdef class ReadyQueue:
-    """loop._ready for those who look at it: length, truth, iteration, clear, append."""
+    """loop._ready for those who look at it: length, truth, iteration, clear."""
 
     cdef object backlog
 
@@ -161,6 +166,7 @@ cdef class TimerQueue:
         timers_clear(self.q())
 
 
+@cython.no_gc_clear  # methods use q and reactor unchecked; the Backlog breaks the cycles
 cdef class Scheduler:
     """Native base of the event loop; see the module's docstring."""
 
@@ -168,6 +174,7 @@ cdef class Scheduler:
     cdef BacklogObject *q
     cdef Reactor reactor
     cdef bint stopping
+    cdef bint turning            # the reactor was started for a run that goes on
     cdef public object _current_handle
     cdef object thread_id
     cdef dict loop_keyword        # {"loop": self}, for the tasks and futures it makes
@@ -276,6 +283,8 @@ cdef class Scheduler:
 
     def create_future(self):
         """A new asyncio.Future of this loop."""
+        if self.loop_keyword is None:  # closed
+            return _Future(loop=self)
         return PyObject_Call(_Future, _NO_ARGS, self.loop_keyword)
 
     # -- turning --------------------------------------------------------------
@@ -309,45 +318,94 @@ cdef class Scheduler:
     def _turns(self):
         """Run turns until stop() is called or a callback raises what must end the loop."""
         self.reactor.start()
+        self.turning = True
         try:
             while True:
                 self.turn()
                 if self.stopping:
                     break
         finally:
+            self.turning = False
             context_forget()
             if not self.q.state & STATE_FORKED:
                 self.reactor.stop()
 
     def _run_once(self):
         """One turn, for those who drive the loop themselves."""
+        self._check_closed()
+        if self.turning:  # from a callback: the run around it started the reactor
+            self.turn()
+            return
         self.reactor.start()
+        self.turning = True
         try:
             self.turn()
         finally:
-            if not self.q.state & STATE_FORKED:
+            self.turning = False
+            if not self.q.state & (STATE_FORKED | STATE_CLOSED):
                 self.reactor.stop()
 
     cdef int turn(self) except -1:
         cdef BacklogObject *q = self.q
-        cdef size_t todo
-        cdef HandleObject *handle
+        cdef size_t children
         self.n_turns += 1
-        if q.head != q.tail or self.stopping:
-            if self.stopping:
-                self.reactor.look = True
-            self.reactor.poll()
-        else:
+        if q.state & (STATE_CLOSED | STATE_FORKED):
+            self._check_closed()
+        if q.head == q.tail and not self.stopping:
+            # about to sleep, maybe for hours: keep nobody's values
+            context_forget()
+        if q.head == q.tail and not self.stopping:
             self.reactor.wait(q.heap[0].when_ns if q.timers else NEVER)
+            if q.timers:
+                timers_expire(q)
+            return self.run_handles(q.tail - q.head)
+        self.run_handles(q.tail - q.head)
+        if self.stopping:
+            self.reactor.look = True
+        children = q.tail - q.head
+        self.reactor.poll()
         if q.timers:
             timers_expire(q)
-        todo = q.tail - q.head
+        if self.stopping and q.tail - q.head > children:
+            return self.run_last(children)
+        return 0
+
+    cdef int run_last(self, size_t children) except -1:
+        """In the last turn of a run, what the kernel had ready still runs, and nothing
+        else: what this turn's callbacks scheduled waits for the next run."""
+        cdef BacklogObject *q = self.q
+        cdef size_t i, first = q.head + children
+        cdef list behind = [
+            <object><PyObject *>q.ring[i & q.mask] for i in range(q.head, first)
+        ]
+        cdef size_t late = q.tail - first
+        for i in range(q.head, first):
+            Py_DECREF(<PyObject *>q.ring[i & q.mask])
+        q.head = first
+        try:
+            self.run_handles(late)
+        finally:
+            # back in front of what the last ones scheduled
+            late = q.tail - q.head
+            for i in range(late):
+                behind.append(<object><PyObject *>q.ring[(q.head + i) & q.mask])
+                Py_DECREF(<PyObject *>q.ring[(q.head + i) & q.mask])
+            q.head = q.tail
+            for handle in behind:
+                ready_push(q, <HandleObject *><PyObject *>handle)
+        return 0
+
+    cdef int run_handles(self, size_t todo) except -1:
+        """Run the first `todo` handles of the ring.
+
+        The count was taken before the first of them runs; a callback may clear the ring.
+        """
+        cdef BacklogObject *q = self.q
+        cdef HandleObject *handle
         q.n_callbacks += todo
         if q.state:
-            return self.turn_slowly(todo)
-        # The count was taken before the first callback runs, and clear() by a callback
-        # (close() cannot be) may leave fewer.
-        while todo and q.head != q.tail:
+            return self.run_handles_slowly(todo)
+        while todo and q.head != q.tail and not q.state & STATE_FORKED:
             todo -= 1
             handle = q.ring[q.head & q.mask]
             q.head += 1
@@ -360,9 +418,11 @@ cdef class Scheduler:
                 Py_DECREF(<PyObject *>handle)
             if q.unsent_ns and monotonic_ns() - q.unsent_ns > UNSENT_NS:
                 self.reactor.submit_sends()
+        if q.state & STATE_FORKED:
+            self._check_forked()
         return 0
 
-    cdef int turn_slowly(self, size_t todo) except -1:
+    cdef int run_handles_slowly(self, size_t todo) except -1:
         """Debug mode: time each callback; also where a forked child ends up."""
         cdef BacklogObject *q = self.q
         cdef HandleObject *handle
@@ -392,6 +452,7 @@ cdef class Scheduler:
                 self._current_handle = None
                 if not kept:
                     handle.flags &= ~HANDLE_KEEP
+                    handle_drop(handle)  # as it is without debug mode
         return 0
 
     # -- readiness ------------------------------------------------------------

@@ -5,8 +5,6 @@ from typing import Any
 
 from typing_extensions import disjoint_base
 
-from aiounify._core.reactor import Reactor
-
 # At run time the base class is the reactor's Watched; asyncio.Transport is what
 # __class__ answers, and so what isinstance() and type checkers see.
 @disjoint_base
@@ -89,6 +87,3 @@ class Acceptor:
     ) -> None: ...
     # takes none; the signature is that of every compiled class with __call__
     def __call__(self, *args: Any, **kwargs: Any) -> None: ...
-
-def stream_at(reactor: Reactor, fd: int) -> StreamTransport | None: ...
-def configure(facade: type, attach: Any, detach: Any) -> None: ...

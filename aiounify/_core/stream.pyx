@@ -5,28 +5,28 @@ Why it exists: under a protocol the transport runs for every packet, and asyncio
 does it in Python.  This one has the same contract (states, messages, exceptions and
 their order are asyncio's) and calls recv, send and the protocol from C.
 
-How it receives: its descriptor's readiness comes straight from the reactor, with no
-handle in between.  Small messages are received into the reactor's scratch buffer and
-copied to a bytes object of their size.  A receive that fills the scratch buffer
-switches the connection to bulk: a fresh bytes object of the size seen lately is the
-buffer itself, and is cut to what came.  After a run of small reads it goes back.
+How it receives: small messages are brought by one multishot receive of the ring, into
+buffers that all connections share; a message is copied to a bytes object of its size and
+its buffer given back before the protocol is called.  On the epoll backend the
+descriptor's readiness comes straight from the reactor, with no handle in between, and
+the scratch buffer of the reactor takes the place of the shared ones.  A message that
+fills a shared buffer switches the connection to bulk on both: readiness, and a receive
+into a fresh bytes object of the size seen lately, which is cut to what came.  After a
+run of small reads it goes back.
 
-How it sends: at once if nothing is queued, as asyncio does.  What the socket does not
-take is queued; bytes are kept by reference, anything mutable is copied, so changing a
+How it sends: at once if nothing is queued, as asyncio does; on the ring, while more of
+the same turn is still to be handled, together with the others by the next submission, at
+most 100 us later.  What the socket does not take is queued; bytes are kept by reference, anything mutable is copied, so changing a
 bytearray after write() changes nothing.  The queue goes out by sendmsg when the socket
 is writable.
 
 Rules of lifetime:
 
-* The reactor's slot keeps the transport alive while it waits for something, as a
-  reader handle would.  A transport that is dropped while it waits for nothing warns
-  and closes its socket.
+* Those of socket_transport.pyx.
 * pause_reading() stops delivery at once.  The readiness registration is left until
   something arrives, so a protocol that pauses and resumes makes no system call.
-* The descriptor is closed in connection_lost's turn and nowhere else.  A socket object
-  exists only if the transport was made from one, or when somebody asks for it; then it
-  owns the descriptor.
-* All callbacks of the protocol run in one context, copied when the transport is made.
+* The ring reads from bytes objects in `pending` and writes to the shared buffers; a
+  send in flight keeps its object, also after abort().
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
@@ -46,8 +46,7 @@ from posix.unistd cimport close as c_close
 import asyncio
 import os
 import socket
-import warnings
-from asyncio import constants, futures, trsock
+from asyncio import constants, futures
 from asyncio.log import logger
 
 from aiounify._core.backlog cimport STATE_DEBUG, BacklogObject, FdSlot, WATCH_READER
@@ -61,8 +60,22 @@ from aiounify._core.reactor cimport (
     EPOLLOUT,
     SCRATCH,
     Reactor,
-    Watched,
     errno,
+)
+from aiounify._core.socket_transport cimport (
+    AF_UNIX,
+    MSG_DONTWAIT,
+    MSG_NOSIGNAL,
+    SHUT_WR,
+    SOCK_CLOEXEC,
+    SOCK_NONBLOCK,
+    SocketTransport,
+    address_of,
+    iovec,
+    msghdr,
+    sockaddr,
+    sockaddr_storage,
+    socklen_t,
 )
 
 cdef extern from "<errno.h>" nogil:
@@ -74,53 +87,13 @@ cdef extern from "<errno.h>" nogil:
         ENOMEM
 
 cdef extern from "<sys/socket.h>" nogil:
-    enum:
-        MSG_NOSIGNAL
-        MSG_DONTWAIT
-        SOCK_NONBLOCK
-        SOCK_CLOEXEC
-        SHUT_WR
-        AF_INET
-        AF_INET6
-        AF_UNIX
-    ctypedef unsigned int socklen_t
-    struct sockaddr:
-        unsigned short sa_family
-    struct sockaddr_storage:
-        unsigned short ss_family
-    struct iovec:
-        void *iov_base
-        size_t iov_len
-    struct msghdr:
-        iovec *msg_iov
-        size_t msg_iovlen
     ssize_t recv(int fd, void *buf, size_t n, int flags)
     ssize_t send(int fd, const void *buf, size_t n, int flags)
     ssize_t sendmsg(int fd, const msghdr *msg, int flags)
     int shutdown(int fd, int how)
     int accept4(int fd, sockaddr *addr, socklen_t *n, int flags)
 
-cdef extern from "<netinet/in.h>" nogil:
-    struct in_addr:
-        uint32_t s_addr
-    struct in6_addr:
-        uint8_t s6_addr[16]
-    struct sockaddr_in:
-        uint16_t sin_port
-        in_addr sin_addr
-    struct sockaddr_in6:
-        uint16_t sin6_port
-        uint32_t sin6_flowinfo
-        in6_addr sin6_addr
-        uint32_t sin6_scope_id
-    uint16_t ntohs(uint16_t)
-    uint32_t ntohl(uint32_t)
-
-cdef extern from "<arpa/inet.h>" nogil:
-    const char *inet_ntop(int af, const void *src, char *dst, socklen_t size)
-
 cdef extern from "Python.h":
-    PyObject *PyContext_CopyCurrent() except NULL
     int PyContext_Enter(PyObject *) except -1
     int PyContext_Exit(PyObject *) except -1
     object PyObject_CallOneArg(object, object)
@@ -141,63 +114,34 @@ cdef enum:
     RING_BUFFER = 16384      # size of the ring's shared buffers
     BATCH_MAX = 8192         # longer sends gain nothing from being submitted together
     IOV = 64
-    DEFAULT_HIGH = 65536
 
 cdef object _Buffered = asyncio.BufferedProtocol
 cdef object _set_result = futures._set_result_unless_cancelled
-cdef int LOG_THRESHOLD = constants.LOG_THRESHOLD_FOR_CONNLOST_WRITES
 
 
-cdef object _address(sockaddr_storage *a):
-    """The address of a peer as the socket module gives it; "" for an unnamed unix socket."""
-    cdef char[64] text
-    cdef sockaddr_in *v4 = <sockaddr_in *>a
-    cdef sockaddr_in6 *v6 = <sockaddr_in6 *>a
-    if a.ss_family == AF_INET:
-        inet_ntop(AF_INET, &v4.sin_addr, text, sizeof(text))
-        return (text.decode(), ntohs(v4.sin_port))
-    if a.ss_family == AF_INET6:
-        inet_ntop(AF_INET6, &v6.sin6_addr, text, sizeof(text))
-        return (text.decode(), ntohs(v6.sin6_port), ntohl(v6.sin6_flowinfo), v6.sin6_scope_id)
-    return ""
+cdef object _TRY_NATIVE = constants._SendfileMode.TRY_NATIVE
 
 
-cdef class StreamTransport(Watched):
+cdef class StreamTransport(SocketTransport):
     """A connected stream socket under a protocol; an asyncio.Transport to isinstance()."""
 
-    cdef readonly object _loop
-    cdef Reactor reactor
-    cdef BacklogObject *q
-    cdef readonly int _sock_fd
-    cdef object sock            # the socket object, once there is one
-    cdef object _protocol
-    cdef object received        # protocol.data_received or buffer_updated
-    cdef object context
-    cdef dict extra
-    cdef readonly object _server
     cdef list pending           # bytes objects not sent yet
-    cdef Py_ssize_t pending_size
     cdef Py_ssize_t pending_offset   # into the first of them
-    cdef Py_ssize_t high, low
     cdef object empty_waiter
-    cdef uint32_t events        # what the slot waits for
     cdef uint32_t bulk          # size of the next bulk receive; 0: small mode
     cdef uint16_t small_run
-    cdef uint16_t conn_lost
-    cdef bint buffered, closing, paused, eof, read_eof, started, protocol_connected
-    cdef bint receiving         # a receive is in the ring
-    cdef bint stopping          # ... and was asked to end
+    cdef bint buffered, paused, eof, read_eof
+    cdef bint stopping          # the receive in the ring was asked to end
     cdef bint by_readiness      # bulk, or a reactor that has nothing else
-    cdef bint sending           # pending[0] is in the ring
-    cdef bint fd_closed, lent
-    cdef bint lost_called       # connection_lost was called; the descriptor waits for the ring
     cdef object kept            # what the ring still sends from after an abort
     cdef list stash             # received while it must not be delivered
     cdef bint stash_scheduled, stash_eof
     cdef int stash_error
-    cdef readonly bint _protocol_paused
     cdef public object _sendfile_compatible
-    cdef int family
+
+    def __cinit__(self):
+        self.kind = socket.SOCK_STREAM
+        self._sendfile_compatible = _TRY_NATIVE
 
     def __init__(self, loop, sock, protocol, waiter=None, extra=None, server=None):
         self.open(loop, sock.fileno(), sock, protocol, extra, server)
@@ -210,47 +154,9 @@ cdef class StreamTransport(Watched):
         asyncio.base_events._set_nodelay(sock)
         loop.call_soon(self._start, waiter)
 
-    cdef int open(self, loop, int fd, sock, protocol, extra, server) except -1:
-        self._loop = loop
-        self.reactor = <Reactor>loop._reactor
-        self.q = self.reactor.q
-        self.sock = sock
-        self._sock_fd = fd
-        self.extra = {} if extra is None else dict(extra)
-        self.high = DEFAULT_HIGH
-        self.low = DEFAULT_HIGH // 4
-        self._sendfile_compatible = _TRY_NATIVE
-        self.context = <object>PyContext_CopyCurrent()
-        Py_DECREF(<PyObject *>self.context)
-        self.set_protocol(protocol)
-        self._server = server
-        self.reactor.stream_open(fd, self)
-        if server is not None:
-            _attach(server, self)
-        return 0
-
-    @property
-    def __class__(self):
-        return _facade
-
     @property
     def _start_tls_compatible(self):
         return True
-
-    @property
-    def _sock(self):
-        """The socket object; made when first asked for."""
-        if self.sock is None and self._sock_fd >= 0 and self._loop is not None:
-            self.sock = socket.socket(self.family, socket.SOCK_STREAM, -1, self._sock_fd)
-        return self.sock
-
-    @property
-    def _conn_lost(self):
-        return self.conn_lost
-
-    @property
-    def _closing(self):
-        return self.closing
 
     @property
     def _paused(self):
@@ -264,32 +170,6 @@ cdef class StreamTransport(Watched):
     def _buffer(self):
         return self.pending or ()
 
-    # -- what a protocol can ask ------------------------------------------------
-
-    def get_extra_info(self, name, default=None):
-        """As asyncio's: "socket", "sockname", "peername" and what the maker added."""
-        if name in self.extra:
-            return self.extra[name]
-        if self._loop is None:
-            return default
-        if name == "socket":
-            found = trsock.TransportSocket(self._sock)
-        elif name == "sockname":
-            try:
-                found = self._sock.getsockname()
-            except OSError:
-                found = None
-        else:
-            return default
-        self.extra[name] = found
-        return found
-
-    @property
-    def _extra(self):
-        for name in ("socket", "sockname", "peername"):
-            self.get_extra_info(name)
-        return self.extra
-
     def set_protocol(self, protocol):
         """Hand the stream to another protocol, also in mid-stream."""
         self.buffered = isinstance(protocol, _Buffered)
@@ -299,14 +179,6 @@ cdef class StreamTransport(Watched):
             self.received = getattr(protocol, "data_received", None)
         self._protocol = protocol
         self.protocol_connected = True
-
-    def get_protocol(self):
-        """The protocol that is called now."""
-        return self._protocol
-
-    def is_closing(self):
-        """True once close() or abort() was called or the connection was lost."""
-        return self.closing
 
     def is_reading(self):
         """True unless closing or paused."""
@@ -330,21 +202,6 @@ cdef class StreamTransport(Watched):
     def _start_reading(self):
         self.start_reading()
 
-    cdef int connection_made(self) except -1:
-        try:
-            self._protocol.connection_made(self)
-        except (SystemExit, KeyboardInterrupt):
-            raise
-        except BaseException as exc:
-            callback = self._protocol.connection_made
-            self._loop.call_exception_handler({
-                "message": f"Exception in callback {callback!r}",
-                "exception": exc,
-                "transport": self,
-                "protocol": self._protocol,
-            })
-        return 0
-
     cdef int start_reading(self) except -1:
         self.started = True
         if not self.closing and not self.paused and not self.read_eof:
@@ -363,17 +220,12 @@ cdef class StreamTransport(Watched):
             self.by_readiness = True
         return self.wait_for(self.events | EPOLLIN)
 
-    cdef int receive_off(self) except -1:
+    cdef int stop_reading(self) except -1:
+        self.stash = None
         if self.receiving and not self.stopping:
             self.stopping = True
             self.reactor.receive_stop(self)
         return self.wait_for(self.events & ~<uint32_t>EPOLLIN)
-
-    cdef inline int wait_for(self, uint32_t events) except -1:
-        if events != self.events:
-            self.reactor.stream_wait(self._sock_fd, events)
-            self.events = events
-        return 0
 
     def pause_reading(self):
         """Deliver nothing more until resume_reading()."""
@@ -400,27 +252,11 @@ cdef class StreamTransport(Watched):
         if self.closing:
             return
         self.closing = True
-        self.stash = None
-        self.receive_off()
+        self.stop_reading()
         if not self.pending_size:
             self.conn_lost += 1
             self._loop.call_soon(self._call_connection_lost, None)
             self.wait_for(0)
-
-    def abort(self):
-        """Close now; what is queued is dropped."""
-        self._force_close(None)
-
-    def _force_close(self, exc):
-        if self.conn_lost or self._loop is None:
-            return
-        self.drop_pending()
-        self.closing = True
-        self.stash = None
-        self.conn_lost += 1
-        self._loop.call_soon(self._call_connection_lost, exc)
-        self.receive_off()
-        self.wait_for(0)
 
     cdef int drop_pending(self) except -1:
         if self.sending:
@@ -431,58 +267,8 @@ cdef class StreamTransport(Watched):
         self.pending_size = self.pending_offset = 0
         return 0
 
-    def _fatal_error(self, exc, message="Fatal error on transport"):
-        if isinstance(exc, OSError):
-            if self._loop.get_debug():
-                logger.debug("%r: %s", self, message, exc_info=True)
-        else:
-            self._loop.call_exception_handler({
-                "message": message,
-                "exception": exc,
-                "transport": self,
-                "protocol": self._protocol,
-            })
-        self._force_close(exc)
-
-    def _call_connection_lost(self, exc):
-        try:
-            if self.protocol_connected:
-                self._protocol.connection_lost(exc)
-        finally:
-            self.lost_called = True
-            if not self.receiving and not self.sending:
-                self.close_socket()
-            self._protocol = None
-            self.received = None
-            self._loop = None
-            server = self._server
-            if server is not None:
-                self._server = None
-                _detach(server, self)
-
-    cdef int close_socket(self) except -1:
-        cdef int fd = self._sock_fd
-        self.events = 0
-        self.fd_closed = True
-        self.reactor.stream_close(fd, self.sock is not None)
-        if self.sock is not None:
-            self.sock.close()
-            self.sock = None
-        else:
-            c_close(fd)
-        return 0
-
-    def __del__(self):
-        if self.reactor is None or self.fd_closed:
-            return
-        if self._loop is not None:
-            warnings.warn(f"unclosed transport {self!r}", ResourceWarning, source=self)
-        self.close_socket()
-        if self._server is not None:
-            _detach(self._server, self)
-
     def __repr__(self):
-        cdef list info = [_facade.__name__]
+        cdef list info = [self.__class__.__name__]
         if self._loop is None:
             info.append("closed")
         elif self.closing:
@@ -895,13 +681,6 @@ cdef class StreamTransport(Watched):
         # only the rest is copied, and only once
         self.queue(bytes(memoryview(data).cast("B")[n:]), 0)
 
-    cdef int count_lost_write(self) except -1:
-        if self.conn_lost >= LOG_THRESHOLD:
-            logger.warning("socket.send() raised exception.")
-        if self.conn_lost < 60000:
-            self.conn_lost += 1
-        return 0
-
     cdef Py_ssize_t send_now(self, const char *data, Py_ssize_t size) except -2:
         """What the socket took, or -1 after a fatal error."""
         cdef Py_ssize_t n
@@ -1054,54 +833,6 @@ cdef class StreamTransport(Watched):
             raise OSError(errno, os.strerror(errno))
         return 0
 
-    # -- flow control ---------------------------------------------------------------
-
-    def get_write_buffer_size(self):
-        """Bytes queued and not taken by the kernel."""
-        return self.pending_size
-
-    def get_write_buffer_limits(self):
-        """(low, high), in bytes."""
-        return (self.low, self.high)
-
-    def set_write_buffer_limits(self, high=None, low=None):
-        """pause_writing() above `high` bytes, resume_writing() at `low`."""
-        if high is None:
-            high = 64 * 1024 if low is None else 4 * low
-        if low is None:
-            low = high // 4
-        if not high >= low >= 0:
-            raise ValueError(f"high ({high!r}) must be >= low ({low!r}) must be >= 0")
-        self.high = high
-        self.low = low
-        self.maybe_pause_protocol()
-
-    cdef int maybe_pause_protocol(self) except -1:
-        if self.pending_size <= self.high or self._protocol_paused:
-            return 0
-        self._protocol_paused = True
-        return self.flow("pause_writing")
-
-    cdef int maybe_resume_protocol(self) except -1:
-        if not self._protocol_paused or self.pending_size > self.low:
-            return 0
-        self._protocol_paused = False
-        return self.flow("resume_writing")
-
-    cdef int flow(self, str name) except -1:
-        try:
-            getattr(self._protocol, name)()
-        except (SystemExit, KeyboardInterrupt):
-            raise
-        except BaseException as exc:
-            self._loop.call_exception_handler({
-                "message": f"protocol.{name}() failed",
-                "exception": exc,
-                "transport": self,
-                "protocol": self._protocol,
-            })
-        return 0
-
     # -- lending the socket to sendfile ------------------------------------------------
 
     def _make_empty_waiter(self):
@@ -1122,27 +853,6 @@ cdef class StreamTransport(Watched):
 
     def _take_back(self):
         self.lent = False
-
-
-def stream_at(Reactor reactor, int fd):
-    """The stream transport that has the descriptor, or None."""
-    if fd < 0 or fd >= reactor.q.n_slots or reactor.q.slots[fd].stream == NULL:
-        return None
-    stream = <StreamTransport>reactor.q.slots[fd].stream
-    return None if stream.lent else stream
-
-
-cdef object _facade = asyncio.Transport
-cdef object _attach, _detach
-cdef object _TRY_NATIVE = constants._SendfileMode.TRY_NATIVE
-
-
-def configure(facade, attach, detach):
-    """What is Python's: the class shown to isinstance(), and servers' client lists."""
-    global _facade, _attach, _detach
-    _facade = facade
-    _attach = attach
-    _detach = detach
 
 
 cdef class Acceptor:
@@ -1194,7 +904,7 @@ cdef class Acceptor:
             protocol = self.factory()
             transport = StreamTransport.__new__(StreamTransport)
             transport.family = self.family
-            extra = {"peername": _address(address)}
+            extra = {"peername": address_of(address)}
             transport.open(self.loop, fd, None, protocol, extra, self.server)
         except (SystemExit, KeyboardInterrupt):
             c_close(fd)

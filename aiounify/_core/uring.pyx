@@ -289,8 +289,9 @@ cdef class UringReactor(Reactor):
 
     cdef int start(self) except -1:
         cdef int error, thread = gettid()
-        if self.thread and self.thread != thread:
-            self.reap()
+        if self.ring.fd < 0 or (self.thread and self.thread != thread):
+            if self.ring.fd >= 0:  # else an earlier move failed
+                self.reap()
             if self.q.in_flight.next != &self.q.in_flight or self.n_sends:
                 raise RuntimeError(
                     "this event loop has operations in flight that belong to the thread it ran "
@@ -322,6 +323,8 @@ cdef class UringReactor(Reactor):
         cdef list streams = []
         ring_close(&self.ring)
         buffers_close(&self.buffers)
+        self.thread = 0
+        self.epoll_armed = False
         self.make_ring()
         for fd in range(self.q.n_slots):
             if self.q.slots[fd].stream != NULL:
@@ -331,10 +334,12 @@ cdef class UringReactor(Reactor):
         return 0
 
     cdef int stop(self) except -1:
-        if ring_unsubmitted(&self.ring):
-            self.enter()
-        ring_unregister_fd(&self.ring)
-        self.n_syscalls += 1
+        try:
+            if ring_unsubmitted(&self.ring):
+                self.enter()
+        finally:
+            ring_unregister_fd(&self.ring)
+            self.n_syscalls += 1
         return Reactor.stop(self)
 
     cdef inline int enter(self) except -1:
@@ -436,6 +441,8 @@ cdef class UringReactor(Reactor):
             if cqe.user_data == MARK_EPOLL:
                 self.epoll_armed = False
                 n = cqe.res
+                if n < 0 and n != -ECANCELED and n != -EINTR and n != -EAGAIN:
+                    raise OSError(-n, f"waiting for the epoll set: {os.strerror(-n)}")
                 if n > 0 and not self.has_epoll_wait:
                     n = epoll_wait(self.epfd, self.events, MAX_EVENTS, 0)
                     self.n_syscalls += 1
