@@ -160,6 +160,7 @@ cdef class DatagramTransport(SocketTransport):
                 self.extra["peername"] = sock.getpeername()
             except OSError:
                 self.extra["peername"] = None
+        self.remember_sockname()
         self.connected = self.extra["peername"] is not None
         self._address = address
         loop.call_soon(self._start, waiter)
@@ -480,7 +481,7 @@ cdef class DatagramTransport(SocketTransport):
             self.wait_for(self.events & ~<uint32_t>EPOLLOUT)
             if self.closing:
                 self.conn_lost += 1
-                self._call_connection_lost(None)
+                self.lost_now()
         return 0
 
     cdef int write_ready(self) except -1:

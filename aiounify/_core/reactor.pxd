@@ -8,6 +8,7 @@ cdef extern from "<errno.h>" nogil:
     int errno
     enum:
         EAGAIN
+        EBADF
         EBUSY
         ECANCELED
         EEXIST
@@ -90,6 +91,7 @@ cdef class Watched:
     cdef int receive_ended(self, int result) except -1
     cdef int sent(self, int result) except -1
     cdef int receive_again(self) except -1
+    cdef int failed(self, exc) except -1
 
 
 cdef class Reactor:

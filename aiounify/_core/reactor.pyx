@@ -186,6 +186,11 @@ cdef class Watched:
         """The completion of send_start()."""
         return 0
 
+    cdef int failed(self, exc) except -1:
+        """An exception left one of these calls; SystemExit and KeyboardInterrupt do not
+        come here."""
+        raise exc
+
     cdef int receive_again(self) except -1:
         """The ring was replaced: start receiving anew."""
         return 0
@@ -472,7 +477,7 @@ cdef class Reactor:
         cdef FdSlot *slot = &self.q.slots[fd]
         cdef uint32_t before = slot.stream_events
         cdef int error
-        if before == events:
+        if before == events or self.closed or slot.stream == NULL:
             return 0
         slot.stream_events = events
         error = self.arm(fd)
@@ -571,7 +576,12 @@ cdef class Reactor:
             taken = False
             if slot.stream_events and got & (slot.stream_events | EPOLLHUP | EPOLLERR):
                 stream = <Watched>slot.stream  # holds it: its protocol may close it
-                stream.ready(got)
+                try:
+                    stream.ready(got)
+                except (SystemExit, KeyboardInterrupt):
+                    raise
+                except BaseException as exc:
+                    stream.failed(exc)
                 continue
             for kind in range(WATCH_KINDS):
                 handle = slot.watcher[kind]

@@ -58,11 +58,13 @@ cdef class SocketTransport(Watched):
 
     cdef int open(self, loop, int fd, sock, protocol, extra, server) except -1
     cdef int connection_made(self) except -1
+    cdef int remember_sockname(self) except -1
     cdef int wait_for(self, uint32_t events) except -1
     cdef int start_reading(self) except -1
     cdef int stop_reading(self) except -1
     cdef int drop_pending(self) except -1
     cdef int close_socket(self) except -1
+    cdef int lost_now(self) except -1
     cdef int count_lost_write(self) except -1
     cdef int maybe_pause_protocol(self) except -1
     cdef int maybe_resume_protocol(self) except -1

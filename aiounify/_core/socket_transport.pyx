@@ -26,7 +26,7 @@ import warnings
 from asyncio import constants, trsock
 from asyncio.log import logger
 
-from aiounify._core.backlog cimport STATE_DEBUG, BacklogObject
+from aiounify._core.backlog cimport STATE_FORKED
 from aiounify._core.reactor cimport Reactor, Watched
 
 
@@ -45,6 +45,9 @@ cdef extern from "<netinet/in.h>" nogil:
         uint32_t sin6_scope_id
     uint16_t ntohs(uint16_t)
     uint32_t ntohl(uint32_t)
+
+cdef extern from "<sys/socket.h>" nogil:
+    int getsockname(int fd, sockaddr *addr, socklen_t *n)
 
 cdef extern from "<arpa/inet.h>" nogil:
     const char *inet_ntop(int af, const void *src, char *dst, socklen_t size)
@@ -107,6 +110,7 @@ cdef class SocketTransport(Watched):
         """The socket object; made when first asked for."""
         if self.sock is None and self._sock_fd >= 0 and self._loop is not None:
             self.sock = socket.socket(self.family, self.kind, -1, self._sock_fd)
+            self.sock.setblocking(False)
         return self.sock
 
     @property
@@ -151,6 +155,21 @@ cdef class SocketTransport(Watched):
         """True once close() or abort() was called or the connection was lost."""
         return self.closing
 
+    cdef int remember_sockname(self) except -1:
+        """Programs ask for it after the connection is closed, too."""
+        cdef sockaddr_storage name
+        cdef socklen_t length = sizeof(name)
+        if "sockname" in self.extra:
+            return 0
+        if self.sock is not None:
+            try:
+                self.extra["sockname"] = self.sock.getsockname()
+            except OSError:
+                self.extra["sockname"] = None
+        elif getsockname(self._sock_fd, <sockaddr *>&name, &length) == 0:
+            self.extra["sockname"] = address_of(&name)
+        return 0
+
     # -- beginning and end --------------------------------------------------------
 
     cdef int start_reading(self) except -1:
@@ -193,6 +212,8 @@ cdef class SocketTransport(Watched):
     def _force_close(self, exc):
         if self.conn_lost or self._loop is None:
             return
+        if self.q.state & STATE_FORKED:
+            self._loop._check_closed()
         self.drop_pending()
         self.closing = True
         self.conn_lost += 1
@@ -229,8 +250,37 @@ cdef class SocketTransport(Watched):
                 self._server = None
                 _detach(server, self)
 
+    cdef int lost_now(self) except -1:
+        """connection_lost from inside the reactor: what it raises is reported, as that of
+        any callback is."""
+        loop = self._loop
+        try:
+            self._call_connection_lost(None)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:
+            loop.call_exception_handler({
+                "message": "Exception in callback connection_lost()",
+                "exception": exc,
+                "transport": self,
+            })
+        return 0
+
+    cdef int failed(self, exc) except -1:
+        """An exception left one of the reactor's calls."""
+        if self._loop is None:
+            raise exc
+        self._loop.call_exception_handler({
+            "message": "Exception in callback of a transport",
+            "exception": exc,
+            "transport": self,
+            "protocol": self._protocol,
+        })
+        return 0
+
     cdef int close_socket(self) except -1:
         cdef int fd = self._sock_fd
+        self.remember_sockname()
         self.events = 0
         self.fd_closed = True
         self.reactor.stream_close(fd, self.sock is not None)

@@ -49,7 +49,7 @@ import socket
 from asyncio import constants, futures
 from asyncio.log import logger
 
-from aiounify._core.backlog cimport STATE_DEBUG, BacklogObject, FdSlot, WATCH_READER
+from aiounify._core.backlog cimport STATE_DEBUG, STATE_FORKED
 from aiounify._core.reactor cimport (
     EAGAIN,
     ECANCELED,
@@ -151,6 +151,7 @@ cdef class StreamTransport(SocketTransport):
                 self.extra["peername"] = sock.getpeername()
             except OSError:
                 self.extra["peername"] = None
+        self.remember_sockname()
         asyncio.base_events._set_nodelay(sock)
         loop.call_soon(self._start, waiter)
 
@@ -240,7 +241,7 @@ cdef class StreamTransport(SocketTransport):
         if self.closing or not self.paused:
             return
         self.paused = False
-        if self.stash:
+        if self.stash is not None:
             self.schedule_stash()
         elif self.started and not self.read_eof:
             self.receive_on()
@@ -251,6 +252,8 @@ cdef class StreamTransport(SocketTransport):
         """Stop reading, send what is queued, then close."""
         if self.closing:
             return
+        if self.q.state & STATE_FORKED:
+            self._loop._check_closed()
         self.closing = True
         self.stop_reading()
         if not self.pending_size:
@@ -294,20 +297,20 @@ cdef class StreamTransport(SocketTransport):
             self.handle_ready(events)
 
     cdef int handle_ready(self, uint32_t events) except -1:
-        if events & (EPOLLOUT | EPOLLHUP | EPOLLERR) and self.events & EPOLLOUT:
-            self.write_ready()
-        if events & (EPOLLIN | EPOLLHUP | EPOLLERR) and self.events & EPOLLIN:
-            if self.paused:
-                self.wait_for(self.events & ~<uint32_t>EPOLLIN)
-            elif not self.conn_lost and not self.closing:
-                PyContext_Enter(<PyObject *>self.context)
-                try:
+        PyContext_Enter(<PyObject *>self.context)
+        try:
+            if events & (EPOLLOUT | EPOLLHUP | EPOLLERR) and self.events & EPOLLOUT:
+                self.write_ready()
+            if events & (EPOLLIN | EPOLLHUP | EPOLLERR) and self.events & EPOLLIN:
+                if self.paused:
+                    self.wait_for(self.events & ~<uint32_t>EPOLLIN)
+                elif not self.conn_lost and not self.closing:
                     if self.buffered:
                         self.receive_into()
                     else:
                         self.receive()
-                finally:
-                    PyContext_Exit(<PyObject *>self.context)
+        finally:
+            PyContext_Exit(<PyObject *>self.context)
         return 0
 
     cdef int receive(self) except -1:
@@ -466,6 +469,8 @@ cdef class StreamTransport(SocketTransport):
             PyContext_Exit(<PyObject *>self.context)
         if self.closing:
             self.stash = None
+        elif self.paused and (self.stash_eof or self.stash_error):
+            pass  # the end comes behind resume_reading(), too; an empty stash keeps it
         elif not self.stash:
             self.stash = None
             if self.stash_eof:
@@ -558,7 +563,14 @@ cdef class StreamTransport(SocketTransport):
                 return 0
             if self.pending_size:
                 self.wait_for(self.events | EPOLLOUT)
-        return self.after_sending()
+        if not self._protocol_paused and not self.closing:
+            return self.after_sending()
+        PyContext_Enter(<PyObject *>self.context)
+        try:
+            self.after_sending()
+        finally:
+            PyContext_Exit(<PyObject *>self.context)
+        return 0
 
     cdef int back_to_small(self) except -1:
         """Let the ring receive again, if it is the one that handed over."""
@@ -648,6 +660,7 @@ cdef class StreamTransport(SocketTransport):
                     self.sending = self.reactor.send_start(
                         self._sock_fd, self, bytes_data(<PyObject *>data), self.pending_size
                     )
+                    self.maybe_pause_protocol()
                     return
                 n = self.send_now(bytes_data(<PyObject *>data), bytes_size(<PyObject *>data))
                 if n == bytes_size(<PyObject *>data) or n < 0:
@@ -698,7 +711,7 @@ cdef class StreamTransport(SocketTransport):
         except OSError as exc:
             self.drop_pending()
             self._fatal_error(exc, "Fatal write error on socket transport")
-            if self.empty_waiter is not None:
+            if self.empty_waiter is not None and not self.empty_waiter.done():
                 self.empty_waiter.set_exception(exc)
         return -1
 
@@ -806,11 +819,11 @@ cdef class StreamTransport(SocketTransport):
             return 0
         if not self.conn_lost:
             self.wait_for(self.events & ~<uint32_t>EPOLLOUT)
-        if self.empty_waiter is not None:
+        if self.empty_waiter is not None and not self.empty_waiter.done():
             self.empty_waiter.set_result(None)
         if self.closing and not self.conn_lost:
             self.conn_lost += 1
-            self._call_connection_lost(None)
+            self.lost_now()
         elif self.eof and not self.conn_lost:
             self.shut_down()
         return 0
@@ -843,6 +856,13 @@ cdef class StreamTransport(SocketTransport):
             self.empty_waiter.set_result(None)
         return self.empty_waiter
 
+    def _call_connection_lost(self, exc):
+        try:
+            SocketTransport._call_connection_lost(self, exc)
+        finally:
+            if self.empty_waiter is not None and not self.empty_waiter.done():
+                self.empty_waiter.set_exception(ConnectionError("Connection is closed by peer"))
+
     def _reset_empty_waiter(self):
         self.empty_waiter = None
 
@@ -864,6 +884,7 @@ cdef class Acceptor:
     """
 
     cdef object loop, factory, sock, server, restart
+    cdef object local           # the address of all that are accepted, if it is one
     cdef int fd, backlog, family
     cdef object make_factory
 
@@ -876,6 +897,9 @@ cdef class Acceptor:
         self.fd = sock.fileno()
         self.family = sock.family
         self.backlog = backlog
+        name = sock.getsockname()
+        wildcard = type(name) is tuple and name[0] in ("0.0.0.0", "::")
+        self.local = None if wildcard else name
 
     def __call__(self):
         cdef sockaddr_storage address
@@ -883,6 +907,8 @@ cdef class Acceptor:
         cdef int fd, error
         cdef Reactor reactor = <Reactor>self.loop._reactor
         for _ in range(self.backlog):
+            if self.sock.fileno() < 0:
+                return  # the factory or the protocol closed the server
             n = sizeof(address)
             reactor.n_syscalls += 1
             fd = accept4(self.fd, <sockaddr *>&address, &n, SOCK_NONBLOCK | SOCK_CLOEXEC)
@@ -898,19 +924,21 @@ cdef class Acceptor:
             self.accepted(fd, &address)
 
     cdef int accepted(self, int fd, sockaddr_storage *address) except -1:
-        cdef StreamTransport transport
+        cdef StreamTransport transport = None
         cdef object protocol = None
         try:
             protocol = self.factory()
             transport = StreamTransport.__new__(StreamTransport)
             transport.family = self.family
             extra = {"peername": address_of(address)}
+            if self.local is not None:
+                extra["sockname"] = self.local
             transport.open(self.loop, fd, None, protocol, extra, self.server)
         except (SystemExit, KeyboardInterrupt):
-            c_close(fd)
+            self.refuse(fd, transport)
             raise
         except BaseException as exc:
-            c_close(fd)
+            self.refuse(fd, transport)
             if self.loop.get_debug():
                 context = {
                     "message": "Error on transport creation for incoming connection",
@@ -926,4 +954,13 @@ cdef class Acceptor:
         finally:
             PyContext_Exit(<PyObject *>transport.context)
             transport.start_reading()
+        return 0
+
+    cdef int refuse(self, int fd, StreamTransport transport) except -1:
+        """No transport could be made of it."""
+        if transport is None or transport.reactor is None:
+            c_close(fd)
+        else:
+            transport._loop = None  # it was not the program that forgot to close it
+            transport.close_socket()
         return 0

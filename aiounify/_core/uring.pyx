@@ -43,6 +43,7 @@ import os
 from aiounify._core.backlog cimport UNSENT_NS, OpLink, monotonic_ns, op_link
 from aiounify._core.reactor cimport (
     EAGAIN,
+    EBADF,
     EBUSY,
     ECANCELED,
     EINTR,
@@ -352,7 +353,10 @@ cdef class UringReactor(Reactor):
 
     cdef au_sqe *sqe(self) except NULL:
         """A free entry; a full ring is submitted first."""
-        cdef au_sqe *sqe = ring_sqe(&self.ring)
+        cdef au_sqe *sqe
+        if self.ring.fd < 0:
+            raise OSError(EBADF, "the ring is closed")
+        sqe = ring_sqe(&self.ring)
         if sqe == NULL:
             if self.running or self.thread == gettid():
                 self.enter()
@@ -463,12 +467,20 @@ cdef class UringReactor(Reactor):
 
     cdef int stream_completed(self, au_cqe *cqe) except -1:
         cdef Watched stream = <Watched><PyObject *><size_t>(cqe.user_data & ~<uint64_t>TAG_BITS)
-        cdef int buffer
         self.n_completions += 1
+        try:
+            self.tell_stream(stream, cqe)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:
+            stream.failed(exc)
+        return 0
+
+    cdef int tell_stream(self, Watched stream, au_cqe *cqe) except -1:
+        cdef int buffer
         if cqe.user_data & TAG_BITS == TAG_SEND:
             self.n_sends -= 1
-            stream.sent(cqe.res)
-            return 0
+            return stream.sent(cqe.res)
         try:
             if cqe.flags & IORING_CQE_F_BUFFER:
                 buffer = cqe.flags >> IORING_CQE_BUFFER_SHIFT
@@ -486,7 +498,7 @@ cdef class UringReactor(Reactor):
     cdef bint receive_start(self, int fd, Watched stream) except -1:
         """Receive until told to stop.  False if this kernel's ring cannot."""
         cdef au_sqe *sqe
-        if self.no_buffers:
+        if self.no_buffers or self.ring.fd < 0:
             return False
         if self.buffers.ring == NULL:
             if buffers_open(&self.buffers, &self.ring, self.buffer_count, BUFFER_SIZE) < 0:
@@ -561,7 +573,10 @@ cdef class UringReactor(Reactor):
         return 0
 
     cdef int cancel_mark(self, uint64_t user_data) except -1:
-        cdef au_sqe *sqe = self.sqe()
+        cdef au_sqe *sqe
+        if self.ring.fd < 0:
+            return 0
+        sqe = self.sqe()
         sqe.opcode = IORING_OP_ASYNC_CANCEL
         sqe.addr = user_data
         sqe.user_data = MARK_IGNORE
@@ -622,5 +637,6 @@ cdef class UringReactor(Reactor):
 
     cdef int abandon(self) except -1:
         """In a forked child: close descriptors, touch nothing else."""
+        self.running = False
         ring_abandon(&self.ring)
         return Reactor.close(self)
