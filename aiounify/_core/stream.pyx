@@ -434,7 +434,8 @@ cdef class StreamTransport(SocketTransport):
                 # paused, or another kind of protocol took over, in the middle
                 if self.stash is None:
                     self.stash = []
-                self.stash.append(PyBytes_FromStringAndSize(data + done, n - done))
+                # in front of what the stash holds, if this is delivered from there
+                self.stash.insert(0, PyBytes_FromStringAndSize(data + done, n - done))
                 if not self.paused:
                     self.schedule_stash()
                 break
@@ -457,12 +458,7 @@ cdef class StreamTransport(SocketTransport):
             while self.stash and not self.paused and not self.closing:
                 chunk = self.stash.pop(0)
                 if self.buffered:
-                    rest = self.stash
-                    self.stash = None
-                    try:
-                        self.fill(bytes_data(<PyObject *>chunk), len(chunk), -1)
-                    finally:
-                        self.stash = (self.stash or []) + rest
+                    self.fill(bytes_data(<PyObject *>chunk), len(chunk), -1)
                 else:
                     self.deliver(chunk)
         finally:
