@@ -42,6 +42,10 @@ conformance: build ## the interpreter's own asyncio tests on this loop, compared
 bench: $(VENV)/.peers build ## compare the loop with asyncio and uvloop
 	@$(python) -m aiounify bench $(ARGS)
 
+bench-report: $(VENV)/.peers build ## measure, and write the tables of docs/performance.md
+	@$(python) -m aiounify bench $(ARGS) --json build/bench.json
+	@$(python) -m aiounify bench report build/bench.json -o docs/performance.md
+
 dist: $(VENV)/.builder ## sdist and wheel, in dist/
 	$(python) -m build
 

@@ -58,8 +58,13 @@ def run(
     if asyncio._get_running_loop() is not None:
         main.close()
         raise RuntimeError("aiounify.run() cannot be called from a running event loop")
-    with asyncio.Runner(debug=debug, loop_factory=loop_factory) as runner:
-        return runner.run(main)
+    try:
+        with asyncio.Runner(debug=debug, loop_factory=loop_factory) as runner:
+            return runner.run(main)
+    finally:
+        # if no loop could be made it was not begun, and would warn
+        if asyncio.iscoroutine(main):
+            main.close()
 
 
 def __getattr__(name: str) -> Any:
