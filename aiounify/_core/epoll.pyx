@@ -53,7 +53,7 @@ cdef extern from "<sys/timerfd.h>" nogil:
 cdef enum:
     CLOCK_TURNS = 4      # turns with callbacks ready between two looks at the clock
     SKIP_NS = 50_000     # time after which such turns ask the set, whether it matters or not
-    BREATHE_TURNS = 64   # turns without a wait before other threads and signals get a chance
+    BREATHE_TURNS = 64   # turns without a wait between two chances for threads and signals
 
 
 cdef class EpollReactor(Reactor):
@@ -101,9 +101,7 @@ cdef class EpollReactor(Reactor):
                 self.take(0)
             if self.turns_unbroken >= BREATHE_TURNS:
                 self.turns_unbroken = 0
-                with nogil:
-                    pass
-                PyErr_CheckSignals()
+                self.breathe()
         return 0
 
     cdef inline int take(self, int timeout) except -1:

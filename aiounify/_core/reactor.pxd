@@ -107,11 +107,13 @@ cdef class Reactor:
     # counters: plain increments on paths that make a system call anyway
     cdef uint64_t n_syscalls, n_waits, n_polls, n_events, n_completions
     cdef int64_t wait_ns
+    cdef int64_t breathed_ns
     cdef uint64_t n_ops[OP_KINDS]
 
     cdef int start(self) except -1
     cdef int stop(self) except -1
     cdef int poll(self) except -1
+    cdef int breathe(self) except -1
     cdef int wait(self, int64_t deadline) except -1
     cdef int submit(self, Op op) except -1
     cdef int cancel(self, Op op) except -1

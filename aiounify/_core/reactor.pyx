@@ -34,6 +34,7 @@ Rules:
   descriptor number in use.
 """
 
+from cpython.exc cimport PyErr_CheckSignals
 from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
 from cpython.object cimport PyObject
 from libc.string cimport memset
@@ -54,6 +55,7 @@ from aiounify._core.backlog cimport (
     FdSlot,
     HandleObject,
     OpLink,
+    monotonic_ns,
     op_link,
     op_unlink,
     ready_push,
@@ -88,6 +90,10 @@ cdef extern from "uring_abi.h" nogil:
     enum:
         IORING_OP_NOP
         IORING_OP_READ
+
+cdef enum:
+    BREATHE_NS = 6_000_000
+
 
 cdef inline object os_error(int code, str what):
     return OSError(code, f"{what}: {os.strerror(code)}")
@@ -268,6 +274,21 @@ cdef class Reactor:
     cdef int poll(self) except -1:
         """Take what has happened, without waiting."""
         return 0
+
+    cdef int breathe(self) except -1:
+        """Between turns that do not wait: signals, and the GIL for who wants it.
+
+        A thread that wants the GIL asks for it after 5 ms (sys.setswitchinterval) in
+        which nobody else let go of it; a release that is taken back at once only starts
+        that time anew.  So it is released at longer intervals, and then handed over.
+        Callbacks in Python hand it over by themselves; native ones would not.
+        """
+        cdef int64_t now = monotonic_ns()
+        if now - self.breathed_ns >= BREATHE_NS:
+            self.breathed_ns = now
+            with nogil:
+                pass
+        return PyErr_CheckSignals()
 
     cdef int wait(self, int64_t deadline) except -1:
         """Wait until something happens or the monotonic clock reaches `deadline`."""

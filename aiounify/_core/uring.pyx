@@ -163,7 +163,7 @@ cdef enum:
     BUFFER_COUNT = 512   # at most half of a completion ring
     CLOCK_TURNS = 4      # turns with callbacks ready between two looks at the clock
     DEFER_NS = 50_000    # time after which such turns arm the epoll set again
-    BREATHE_TURNS = 64   # turns without a wait before other threads and signals get a chance
+    BREATHE_TURNS = 64   # turns without a wait between two chances for threads and signals
     CLOSE_NS = 5_000_000_000  # how long close() waits for operations that cannot be cancelled
 
 
@@ -400,9 +400,7 @@ cdef class UringReactor(Reactor):
             self.reap()
         if self.turns_unbroken >= BREATHE_TURNS:
             self.turns_unbroken = 0
-            with nogil:
-                pass
-            PyErr_CheckSignals()
+            self.breathe()
         return 0
 
     cdef int wait(self, int64_t deadline) except -1:
