@@ -1531,8 +1531,8 @@ async def test_debug_log(monkeypatch):
     text, log = io.StringIO(), logging.getLogger("asyncio")
     handler = logging.StreamHandler(text)
     monkeypatch.setattr(log, "propagate", False)  # pytest keeps records, and so transports
-    monkeypatch.setattr(log, "level", logging.DEBUG)
-    log._cache.clear()
+    level = log.level
+    log.setLevel(logging.DEBUG)
     log.addHandler(handler)
     try:
         async with joined("tcp") as (protocol, peer):
@@ -1544,7 +1544,7 @@ async def test_debug_log(monkeypatch):
             assert isinstance(await protocol.lost, ConnectionResetError)
     finally:
         log.removeHandler(handler)
-        log._cache.clear()
+        log.setLevel(level)
     for part in ("pauses reading", "resumes reading", "Fatal read error on socket transport"):
         assert part in text.getvalue()
 
