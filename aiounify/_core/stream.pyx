@@ -471,7 +471,7 @@ cdef class StreamTransport(SocketTransport):
             self.stash = None
             if self.stash_eof:
                 self.stash_eof = False
-                self.received_eof()
+                self.in_context_eof()
             elif self.stash_error:
                 error, self.stash_error = self.stash_error, 0
                 self.receive_failed(error)
@@ -495,7 +495,11 @@ cdef class StreamTransport(SocketTransport):
                 self.stash = []
                 self.stash_eof = True
             else:
-                self.in_context_eof()
+                # Behind what the data before it made ready: asyncio, too, sees the end
+                # in a later turn than the last data.
+                self.stash = []
+                self.stash_eof = True
+                self.schedule_stash()
             return 0
         if result < 0 and result != -ECANCELED and result != -ENOBUFS and result != -EINTR \
                 and result != -EAGAIN:
