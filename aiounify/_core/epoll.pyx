@@ -93,10 +93,12 @@ cdef class EpollReactor(Reactor):
         if self.finished:
             self.deliver_finished()
         self.turns_unbroken += 1
+        self.looked = False
         if self.look or self.turns_unbroken % CLOCK_TURNS == 0:
             now = monotonic_ns()
             if self.look or now - self.seen_ns >= SKIP_NS:
                 self.look = False
+                self.looked = True
                 self.seen_ns = now
                 self.take(0)
             if self.turns_unbroken >= BREATHE_TURNS:
@@ -121,6 +123,7 @@ cdef class EpollReactor(Reactor):
             self.deliver_finished()
         before = monotonic_ns()
         self.turns_unbroken = 0
+        self.looked = False
         if deadline <= before or self.q.head != self.q.tail:
             self.seen_ns = before
             return self.take(0)

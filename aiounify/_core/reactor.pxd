@@ -101,6 +101,7 @@ cdef class Reactor:
     cdef int wake_fd
     cdef bint closed, shutting, running
     cdef bint look       # the next poll asks the kernel, however recent the last answer is
+    cdef bint looked     # the last poll of this run did ask it
     cdef epoll_event events[MAX_EVENTS]
     cdef list finished
     cdef char *scratch       # SCRATCH bytes for small receives

@@ -264,6 +264,7 @@ cdef class Reactor:
     cdef int start(self) except -1:
         """The loop begins to run in this thread."""
         self.look = self.running = True
+        self.looked = False
         return 0
 
     cdef int stop(self) except -1:

@@ -348,6 +348,7 @@ cdef class Scheduler:
     cdef int turn(self) except -1:
         cdef BacklogObject *q = self.q
         cdef size_t children
+        cdef bint looked
         self.n_turns += 1
         if q.state & (STATE_CLOSED | STATE_FORKED):
             self._check_closed()
@@ -359,8 +360,11 @@ cdef class Scheduler:
             if q.timers:
                 timers_expire(q)
             return self.run_handles(q.tail - q.head)
+        looked = self.reactor.looked
         self.run_handles(q.tail - q.head)
         if self.stopping:
+            if looked:
+                return 0  # what the kernel had ready when this turn began has just run
             self.reactor.look = True
         children = q.tail - q.head
         self.reactor.poll()

@@ -394,6 +394,7 @@ cdef class UringReactor(Reactor):
                 self.look = False
                 self.seen_ns = now
                 self.arm_epoll()
+        self.looked = self.epoll_armed
         if ring_unsubmitted(&self.ring) or ring_wants_enter(&self.ring):
             self.enter()
         if ring_cq_ready(&self.ring):
@@ -410,6 +411,7 @@ cdef class UringReactor(Reactor):
             self.deliver_finished()
         if not self.epoll_armed:
             self.arm_epoll()
+        self.looked = False
         before = monotonic_ns()
         if deadline <= before or self.q.head != self.q.tail or ring_cq_ready(&self.ring):
             if ring_unsubmitted(&self.ring) or ring_wants_enter(&self.ring):
