@@ -8,7 +8,7 @@ from setuptools import Extension, setup
 
 CFLAGS = ["-O3", "-fno-semantic-interposition", "-Wall", "-Wno-unused-function"]
 CORE = ["scheduler", "reactor", "uring", "epoll"]
-CORE += ["transport", "socket_transport", "stream", "datagram"]
+CORE += ["transport", "socket_transport", "stream", "datagram", "pipe"]
 
 
 def headers(source: Path) -> set[str]:

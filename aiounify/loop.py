@@ -34,6 +34,7 @@ from aiounify._selector import ReactorSelector
 from aiounify.backends import OPERATION_NAMES, choose_backend, explain_forced
 from aiounify.children import foreign_watcher, watch_child
 from aiounify.executor import submit
+from aiounify.pipes import NativeReadPipeTransport, NativeWritePipeTransport
 from aiounify.streams import is_datagram_socket, is_stream_socket
 
 if TYPE_CHECKING:
@@ -326,6 +327,26 @@ class EventLoop(Scheduler, SelectorEventLoop):  # type: ignore[misc]
             transp._reset_empty_waiter()
             if reading:
                 transp.resume_reading()
+
+    # -- pipes --------------------------------------------------------------------
+
+    def _make_read_pipe_transport(
+        self,
+        pipe: Any,
+        protocol: asyncio.BaseProtocol,
+        waiter: asyncio.Future[None] | None = None,
+        extra: dict[str, Any] | None = None,
+    ) -> asyncio.ReadTransport:
+        return NativeReadPipeTransport(self, pipe, protocol, waiter, extra)
+
+    def _make_write_pipe_transport(
+        self,
+        pipe: Any,
+        protocol: asyncio.BaseProtocol,
+        waiter: asyncio.Future[None] | None = None,
+        extra: dict[str, Any] | None = None,
+    ) -> asyncio.WriteTransport:
+        return NativeWritePipeTransport(self, pipe, protocol, waiter, extra)
 
     # -- exceptional conditions -------------------------------------------------
 

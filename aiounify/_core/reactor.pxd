@@ -131,8 +131,8 @@ cdef class Reactor:
     cdef int add_internal(self, int fd, uint64_t mark) except -1
     cdef int renew(self) except -1
     cdef int stream_open(self, int fd, Watched stream) except -1
-    cdef int stream_wait(self, int fd, uint32_t events) except -1
-    cdef int stream_close(self, int fd, bint shared) noexcept
+    cdef int stream_wait(self, int fd, Watched stream, uint32_t events) except -1
+    cdef int stream_close(self, int fd, Watched stream, bint shared) noexcept
     cdef int stream_hold(self, int fd) noexcept
     cdef int stream_release(self, int fd) noexcept
     # what only the ring has; the base answers "not offered"

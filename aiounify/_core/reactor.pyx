@@ -483,23 +483,32 @@ cdef class Reactor:
             return NULL
         return self.q.slots[fd].watcher[kind]
 
-    # A stream transport has its descriptor to itself; see stream.pyx.
+    # A native transport has its slot to itself, and others at most watch the descriptor.
 
     cdef int stream_open(self, int fd, Watched stream) except -1:
-        """`stream` owns the descriptor from now on.  The slot does not own the stream."""
+        """`stream` has the slot from now on.  The slot does not own the stream.
+
+        RuntimeError if another stream has it and waits for something.
+        """
         cdef FdSlot *slot = self.slot(fd)
+        if slot.stream != NULL and slot.stream_refs:
+            raise RuntimeError(
+                f"File descriptor {fd!r} is used by transport {<object>slot.stream!r}"
+            )
         slot.stream = <PyObject *>stream
+        slot.stream_events = 0
         return 0
 
-    cdef int stream_wait(self, int fd, uint32_t events) except -1:
+    cdef int stream_wait(self, int fd, Watched stream, uint32_t events) except -1:
         """Call stream.ready() when one of the events is there; 0 stops it.
 
-        While it waits for something the slot keeps the stream alive.
+        While it waits for something the slot keeps the stream alive.  Nothing happens if
+        another stream has the slot by now.
         """
         cdef FdSlot *slot = &self.q.slots[fd]
         cdef uint32_t before = slot.stream_events
         cdef int error
-        if before == events or self.closed or slot.stream == NULL:
+        if before == events or self.closed or slot.stream != <PyObject *>stream:
             return 0
         slot.stream_events = events
         error = self.arm(fd)
@@ -523,29 +532,28 @@ cdef class Reactor:
         Py_DECREF(self.q.slots[fd].stream)
         return 0
 
-    cdef int stream_close(self, int fd, bint shared) noexcept:
+    cdef int stream_close(self, int fd, Watched stream, bint shared) noexcept:
         """The stream is about to close its descriptor; none of its operations is in flight.
 
-        Closing removes it from the epoll set, unless the socket was handed out
-        (`shared`) and may have been duplicated.
+        Closing removes it from the epoll set, unless the descriptor was handed out
+        (`shared`) and may have been duplicated, or be watched by others as well.
         """
         cdef FdSlot *slot
-        cdef PyObject *stream
         if fd >= self.q.n_slots:
             return 0
         slot = &self.q.slots[fd]
-        stream = slot.stream
-        if stream == NULL:
+        if slot.stream != <PyObject *>stream:
             return 0
         slot.stream = NULL
-        if slot.stream_events:
+        if not shared:
+            slot.stream_events = slot.armed = 0
+        elif slot.stream_events:
             slot.stream_events = 0
-            if shared and not self.closed:
+            if not self.closed:
                 self.arm(fd)
-        slot.armed = 0
         while slot.stream_refs:
             slot.stream_refs -= 1
-            Py_DECREF(stream)
+            Py_DECREF(<PyObject *>stream)
         return 0
 
     cdef bint receive_start(self, int fd, Watched stream) except -1:
@@ -575,7 +583,7 @@ cdef class Reactor:
         cdef int i, fd, kind
         cdef uint64_t data
         cdef bint stale = False
-        cdef uint32_t got
+        cdef uint32_t got, others
         cdef uint32_t[3] fires
         cdef FdSlot *slot
         cdef HandleObject *handle
@@ -597,6 +605,7 @@ cdef class Reactor:
                 continue
             taken = False
             if slot.stream_events and got & (slot.stream_events | EPOLLHUP | EPOLLERR):
+                others = slot.armed & ~slot.stream_events
                 stream = <Watched>slot.stream  # holds it: its protocol may close it
                 try:
                     stream.ready(got)
@@ -604,7 +613,12 @@ cdef class Reactor:
                     raise
                 except BaseException as exc:
                     stream.failed(exc)
-                continue
+                if not others:
+                    continue
+                taken = True
+                slot = &self.q.slots[fd]  # any code has run: the table may have moved
+                if slot.generation != data >> 32:
+                    continue
             for kind in range(WATCH_KINDS):
                 handle = slot.watcher[kind]
                 if handle == NULL or not got & fires[kind]:

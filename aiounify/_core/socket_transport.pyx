@@ -81,7 +81,9 @@ cdef class SocketTransport(Transport):
         self._sock_fd = fd
         self.set_protocol(protocol)
         self._server = server
+        self.fd_closed = True  # whoever has the slot now has the descriptor
         self.reactor.stream_open(fd, self)
+        self.fd_closed = False
         if server is not None:
             _attach(server, self)
         return 0
@@ -155,7 +157,7 @@ cdef class SocketTransport(Transport):
 
     cdef int wait_for(self, uint32_t events) except -1:
         if events != self.events:
-            self.reactor.stream_wait(self._sock_fd, events)
+            self.reactor.stream_wait(self._sock_fd, self, events)
             self.events = events
         return 0
 
@@ -209,7 +211,7 @@ cdef class SocketTransport(Transport):
         self.remember_sockname()
         self.events = 0
         self.fd_closed = True
-        self.reactor.stream_close(fd, self.sock is not None)
+        self.reactor.stream_close(fd, self, self.sock is not None)
         if self.sock is not None:
             self.sock.close()
             self.sock = None
@@ -220,11 +222,14 @@ cdef class SocketTransport(Transport):
     def __del__(self):
         if self.reactor is None or self.fd_closed:
             return
-        if self._loop is not None:
-            warnings.warn(f"unclosed transport {self!r}", ResourceWarning, source=self)
-        self.close_socket()
-        if self._server is not None:
-            _detach(self._server, self)
+        try:
+            if self._loop is not None:
+                warnings.warn(f"unclosed transport {self!r}", ResourceWarning, source=self)
+        finally:
+            # whether or not the warning is an error: the slot must not refer to it any more
+            self.close_socket()
+            if self._server is not None:
+                _detach(self._server, self)
 
     # -- flow control ---------------------------------------------------------------
 
@@ -246,11 +251,13 @@ cdef dict _facades = {}
 
 
 def stream_at(Reactor reactor, int fd):
-    """The transport that has the descriptor, or None."""
+    """The socket transport that has the descriptor, or None."""
     if fd < 0 or fd >= reactor.q.n_slots or reactor.q.slots[fd].stream == NULL:
         return None
-    transport = <SocketTransport>reactor.q.slots[fd].stream
-    return None if transport.lent else transport
+    found = <object>reactor.q.slots[fd].stream
+    if not isinstance(found, SocketTransport) or (<SocketTransport>found).lent:
+        return None
+    return found
 
 
 def configure(facades, attach, detach):

@@ -83,6 +83,7 @@ from aiounify._core.transport cimport (
     SMALL_RUN,
     gather,
     iovec,
+    keep_blocks,
     taken,
 )
 
@@ -337,6 +338,7 @@ cdef class StreamTransport(SocketTransport):
             else:
                 self.small_run = 0
                 if n == size and size < BULK_MAX:
+                    keep_blocks()
                     self.bulk = size * 2
             if n != size:
                 _PyBytes_Resize(&raw, n)
