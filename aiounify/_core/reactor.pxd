@@ -40,6 +40,23 @@ cdef extern from "<sys/epoll.h>" nogil:
     int epoll_wait(int epfd, epoll_event *events, int maxevents, int timeout)
 
 
+cdef extern from "spare_bytes.h":
+    ctypedef struct spare_bytes:
+        int n
+    PyObject *spare_take(spare_bytes *s, Py_ssize_t n) except NULL
+    void spare_give(spare_bytes *s, PyObject *b)
+    void spare_clear(spare_bytes *s)
+    void bytes_reuse(PyObject *b, Py_ssize_t n)
+
+
+cdef extern from *:
+    """
+    /* a call through this fails with the exception that is set already */
+    #define raise_pending() (-1)
+    """
+    int raise_pending() except -1
+
+
 cdef extern from *:
     """
     /* what stands in an event's data for the reactor's own descriptors */
@@ -105,6 +122,8 @@ cdef class Reactor:
     cdef epoll_event events[MAX_EVENTS]
     cdef list finished
     cdef char *scratch       # SCRATCH bytes for small receives
+    cdef spare_bytes spares  # objects for received messages, used again
+    cdef PyObject *bulk      # one for bulk receives, of the size of its allocation, or NULL
     # counters: plain increments on paths that make a system call anyway
     cdef uint64_t n_syscalls, n_waits, n_polls, n_events, n_completions
     cdef int64_t wait_ns
@@ -143,6 +162,10 @@ cdef class Reactor:
     cdef int send_stop(self, Watched stream) except -1
     cdef bint worth_batching(self) noexcept
     cdef int submit_sends(self) except -1
+    cdef int stream_raised(self, Watched stream) except -1
+    cdef PyObject *bulk_take(self, Py_ssize_t size) except NULL
+    cdef int bulk_give(self, PyObject *found) noexcept
+    cdef int bulk_drop(self) noexcept
     cdef int dispatch(self, int n) except -1
     cdef int ops_ready(self, int fd, uint32_t events) except -1
     cdef int finish_later(self, Op op, int result) except -1

@@ -83,6 +83,8 @@ cdef extern from "<sys/eventfd.h>" nogil:
     int eventfd(unsigned int initval, int flags)
 
 cdef extern from "Python.h":
+    PyObject *bytes_new "PyBytes_FromStringAndSize" (const char *, Py_ssize_t) except NULL
+    Py_ssize_t bytes_size "PyBytes_GET_SIZE" (PyObject *)
     void Py_DECREF(PyObject *)
     void Py_INCREF(PyObject *)
 
@@ -93,6 +95,15 @@ cdef extern from "uring_abi.h" nogil:
 
 cdef enum:
     BREATHE_NS = 6_000_000
+
+
+# Exceptions of a stream's calls are rare, and a try block around each call is not free: it
+# saves and restores the thread's exception state.  So the calls are made through
+# pointers that do not propagate, and an error is raised anew where it is handled.
+ctypedef int (*ready_call)(Watched, uint32_t) noexcept
+
+cdef int stream_ready(Watched stream, uint32_t events) except -1:
+    return stream.ready(events)
 
 
 cdef inline object os_error(int code, str what):
@@ -252,6 +263,8 @@ cdef class Reactor:
         if self.wake_fd >= 0:
             c_close(self.wake_fd)
         PyMem_Free(self.scratch)
+        spare_clear(&self.spares)
+        self.bulk_drop()
 
     cdef str name(self):
         return "none"
@@ -570,6 +583,41 @@ cdef class Reactor:
         """Sends have waited long enough for the rest of the turn."""
         return 0
 
+    cdef int stream_raised(self, Watched stream) except -1:
+        """An exception left a call of the stream: not the loop's business, as a rule."""
+        try:
+            raise_pending()
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:
+            stream.failed(exc)
+        return 0
+
+    # -- bytes to receive into ------------------------------------------------
+
+    cdef PyObject *bulk_take(self, Py_ssize_t size) except NULL:
+        """A bytes object of at least `size` bytes that nobody else has."""
+        cdef PyObject *found = self.bulk
+        if found != NULL:
+            self.bulk = NULL
+            if bytes_size(found) >= size:
+                return found
+            Py_DECREF(found)
+        return bytes_new(NULL, size)
+
+    cdef int bulk_give(self, PyObject *found) noexcept:
+        """Give it back for the next bulk receive; takes over the reference."""
+        self.bulk_drop()
+        self.bulk = found
+        return 0
+
+    cdef int bulk_drop(self) noexcept:
+        cdef PyObject *found = self.bulk
+        if found != NULL:
+            self.bulk = NULL
+            Py_DECREF(found)
+        return 0
+
     cdef int dispatch(self, int n) except -1:
         """Turn n entries of self.events into ready handles."""
         cdef int i, fd, kind
@@ -598,12 +646,8 @@ cdef class Reactor:
             taken = False
             if slot.stream_events and got & (slot.stream_events | EPOLLHUP | EPOLLERR):
                 stream = <Watched>slot.stream  # holds it: its protocol may close it
-                try:
-                    stream.ready(got)
-                except (SystemExit, KeyboardInterrupt):
-                    raise
-                except BaseException as exc:
-                    stream.failed(exc)
+                if (<ready_call>stream_ready)(stream, got) < 0:
+                    self.stream_raised(stream)
                 continue
             for kind in range(WATCH_KINDS):
                 handle = slot.watcher[kind]

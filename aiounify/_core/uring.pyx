@@ -229,6 +229,22 @@ def probe():
     return _probe
 
 
+# Called through pointers that do not propagate: see stream_ready in reactor.pyx.
+ctypedef int (*result_call)(Watched, int) noexcept
+ctypedef int (*received_call)(Watched, char *, int, int) noexcept
+
+cdef int stream_sent(Watched stream, int result) except -1:
+    return stream.sent(result)
+
+
+cdef int stream_receive_ended(Watched stream, int result) except -1:
+    return stream.receive_ended(result)
+
+
+cdef int stream_received(Watched stream, char *data, int n, int buffer) except -1:
+    return stream.received_in(data, n, buffer)
+
+
 cdef class UringReactor(Reactor):
     """One ring, made disabled with the loop and enabled by the thread that runs it.
 
@@ -467,32 +483,32 @@ cdef class UringReactor(Reactor):
 
     cdef int stream_completed(self, au_cqe *cqe) except -1:
         cdef Watched stream = <Watched><PyObject *><size_t>(cqe.user_data & ~<uint64_t>TAG_BITS)
-        self.n_completions += 1
-        try:
-            self.tell_stream(stream, cqe)
-        except (SystemExit, KeyboardInterrupt):
-            raise
-        except BaseException as exc:
-            stream.failed(exc)
-        return 0
-
-    cdef int tell_stream(self, Watched stream, au_cqe *cqe) except -1:
         cdef int buffer
+        self.n_completions += 1
         if cqe.user_data & TAG_BITS == TAG_SEND:
             self.n_sends -= 1
-            return stream.sent(cqe.res)
-        try:
-            if cqe.flags & IORING_CQE_F_BUFFER:
-                buffer = cqe.flags >> IORING_CQE_BUFFER_SHIFT
-                if cqe.res > 0:
-                    stream.received_in(
-                        self.buffers.memory + <size_t>buffer * self.buffers.size, cqe.res, buffer
-                    )
-                else:
-                    self.give_back(buffer)
-        finally:
-            if not cqe.flags & IORING_CQE_F_MORE:
-                stream.receive_ended(cqe.res)
+            if (<result_call>stream_sent)(stream, cqe.res) < 0:
+                self.stream_raised(stream)
+            return 0
+        if cqe.flags & IORING_CQE_F_BUFFER:
+            buffer = cqe.flags >> IORING_CQE_BUFFER_SHIFT
+            if cqe.res <= 0:
+                self.give_back(buffer)
+            elif (<received_call>stream_received)(
+                stream, self.buffers.memory + <size_t>buffer * self.buffers.size, cqe.res, buffer
+            ) < 0:
+                try:
+                    self.stream_raised(stream)
+                finally:
+                    self.receive_goes_on(stream, cqe)
+                return 0
+        return self.receive_goes_on(stream, cqe)
+
+    cdef inline int receive_goes_on(self, Watched stream, au_cqe *cqe) except -1:
+        """Unless this completion was the last of its receive."""
+        if not cqe.flags & IORING_CQE_F_MORE:
+            if (<result_call>stream_receive_ended)(stream, cqe.res) < 0:
+                self.stream_raised(stream)
         return 0
 
     cdef bint receive_start(self, int fd, Watched stream) except -1:
