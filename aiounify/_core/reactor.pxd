@@ -125,6 +125,7 @@ cdef class Reactor:
     cdef spare_bytes spares  # objects for received messages, used again
     cdef PyObject *bulk      # one for bulk receives, of the size of its allocation, or NULL
     # counters: plain increments on paths that make a system call anyway
+    cdef uint64_t submissions   # how often what gathered was submitted
     cdef uint64_t n_syscalls, n_waits, n_polls, n_events, n_completions
     cdef int64_t wait_ns
     cdef int64_t breathed_ns
@@ -158,7 +159,9 @@ cdef class Reactor:
     cdef bint receive_start(self, int fd, Watched stream) except -1
     cdef int receive_stop(self, Watched stream) except -1
     cdef int give_back(self, int buffer) noexcept
-    cdef bint send_start(self, int fd, Watched stream, char *data, Py_ssize_t n) except -1
+    cdef Py_ssize_t send_start(self, int fd, Watched stream, char *data, Py_ssize_t n) except -1
+    cdef int send_replace(self, Py_ssize_t place, char *data, Py_ssize_t n) noexcept
+    cdef int tell_sent(self, Watched stream, int result) except -1
     cdef int send_stop(self, Watched stream) except -1
     cdef bint worth_batching(self) noexcept
     cdef int submit_sends(self) except -1

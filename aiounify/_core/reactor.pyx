@@ -47,6 +47,7 @@ cimport cython
 
 from aiounify._core.backlog cimport (
     HANDLE_CANCELLED,
+    UNSENT_NS,
     WATCH_KINDS,
     WATCH_PRIORITY,
     WATCH_READER,
@@ -101,9 +102,14 @@ cdef enum:
 # saves and restores the thread's exception state.  So the calls are made through
 # pointers that do not propagate, and an error is raised anew where it is handled.
 ctypedef int (*ready_call)(Watched, uint32_t) noexcept
+ctypedef int (*sent_call)(Watched, int) noexcept
 
 cdef int stream_ready(Watched stream, uint32_t events) except -1:
     return stream.ready(events)
+
+
+cdef int stream_sent(Watched stream, int result) except -1:
+    return stream.sent(result)
 
 
 cdef inline object os_error(int code, str what):
@@ -570,8 +576,22 @@ cdef class Reactor:
     cdef int give_back(self, int buffer) noexcept:
         return 0
 
-    cdef bint send_start(self, int fd, Watched stream, char *data, Py_ssize_t n) except -1:
-        return False
+    cdef Py_ssize_t send_start(self, int fd, Watched stream, char *data, Py_ssize_t n) except -1:
+        """Send with the next submission; stream.sent() is called afterwards.
+
+        The memory has to stay until then.  Returns a place for send_replace(), valid as
+        long as `submissions` does not change.
+        """
+        raise NotImplementedError
+
+    cdef int send_replace(self, Py_ssize_t place, char *data, Py_ssize_t n) noexcept:
+        """Send this in place of what send_start() was given."""
+        return 0
+
+    cdef int tell_sent(self, Watched stream, int result) except -1:
+        if (<sent_call>stream_sent)(stream, result) < 0:
+            self.stream_raised(stream)
+        return 0
 
     cdef int send_stop(self, Watched stream) except -1:
         return 0
@@ -648,6 +668,8 @@ cdef class Reactor:
                 stream = <Watched>slot.stream  # holds it: its protocol may close it
                 if (<ready_call>stream_ready)(stream, got) < 0:
                     self.stream_raised(stream)
+                if self.q.unsent_ns and monotonic_ns() - self.q.unsent_ns > UNSENT_NS:
+                    self.submit_sends()
                 continue
             for kind in range(WATCH_KINDS):
                 handle = slot.watcher[kind]

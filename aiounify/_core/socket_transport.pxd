@@ -47,7 +47,7 @@ cdef class SocketTransport(Watched):
     cdef Py_ssize_t high, low
     cdef uint32_t events        # the readiness the slot waits for
     cdef uint16_t conn_lost
-    cdef int family, kind
+    cdef int family, kind, proto
     cdef bint closing, protocol_connected, started
     cdef bint receiving         # a receive is in the ring
     cdef bint sending           # a send is in the ring

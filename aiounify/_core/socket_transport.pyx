@@ -109,8 +109,10 @@ cdef class SocketTransport(Watched):
     def _sock(self):
         """The socket object; made when first asked for."""
         if self.sock is None and self._sock_fd >= 0 and self._loop is not None:
-            self.sock = socket.socket(self.family, self.kind, -1, self._sock_fd)
-            self.sock.setblocking(False)
+            # All of it is known, so the socket module asks the kernel for none of it.
+            self.sock = socket.socket(
+                self.family, self.kind | SOCK_NONBLOCK, self.proto, self._sock_fd
+            )
         return self.sock
 
     @property

@@ -136,6 +136,7 @@ cdef enum:
     BULK_MAX = 262144        # asyncio's limit of one receive
     SMALL_RUN = 16           # small reads in a row that end bulk mode
     RING_BUFFER = 16384      # size of the ring's shared buffers
+    BURSTS = 8               # single writes in a row after which they are sent at once again
     BATCH_MAX = 8192         # longer sends gain nothing from being submitted together
     IOV = 64
 
@@ -150,7 +151,11 @@ cdef object _TRY_NATIVE = constants._SendfileMode.TRY_NATIVE
 cdef class StreamTransport(SocketTransport):
     """A connected stream socket under a protocol; an asyncio.Transport to isinstance()."""
 
-    cdef bytes in_flight        # what the ring sends from; in front of `pending`
+    cdef bytes in_flight        # what the reactor sends from; in front of `pending`
+    cdef Py_ssize_t place       # of the send in the reactor ...
+    cdef uint64_t submission    # ... until its next submission
+    cdef uint64_t written_in    # the turn of the last write that was sent at once
+    cdef int bursts             # above 0: writes come several in a turn
     cdef list pending           # bytes objects not sent yet
     cdef Py_ssize_t pending_offset   # into the first of them
     cdef object empty_waiter
@@ -605,6 +610,8 @@ cdef class StreamTransport(SocketTransport):
                 return 0
             result = 0
         self.pending_size -= result
+        if self.bursts:
+            self.bursts -= 1
         if result == size:
             spare_give(&reactor.spares, data)
         else:
@@ -724,7 +731,7 @@ cdef class StreamTransport(SocketTransport):
                     and self.empty_waiter is None:
                 if not bytes_size(<PyObject *>data):
                     return
-                if bytes_size(<PyObject *>data) <= BATCH_MAX and self.reactor.worth_batching():
+                if bytes_size(<PyObject *>data) <= BATCH_MAX and self.worth_waiting():
                     self.send_with_others(<bytes>data)
                     return
                 n = self.send_now(bytes_data(<PyObject *>data), bytes_size(<PyObject *>data))
@@ -752,7 +759,7 @@ cdef class StreamTransport(SocketTransport):
             clear_error()  # not contiguous
             data = bytes(data)
             PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
-        if view.len <= BATCH_MAX and self.reactor.worth_batching():
+        if view.len <= BATCH_MAX and self.worth_waiting():
             copy = spare_take(&self.reactor.spares, view.len)
             memcpy(bytes_data(copy), view.buf, view.len)
             PyBuffer_Release(&view)
@@ -769,14 +776,49 @@ cdef class StreamTransport(SocketTransport):
         # only the rest is copied, and only once
         self.queue(bytes(memoryview(data).cast("B")[n:]), 0)
 
+    cdef inline bint worth_waiting(self) noexcept:
+        """The end of the turn, or the others that send in it."""
+        cdef Reactor reactor = self.reactor
+        cdef uint64_t turn
+        if reactor.worth_batching():
+            return True
+        turn = reactor.n_polls + reactor.n_waits
+        if self.written_in == turn:
+            self.bursts = BURSTS
+        self.written_in = turn
+        return self.bursts and reactor.running
+
     cdef int send_with_others(self, bytes data) except -1:
-        """By the ring, in the submission of all that this turn sends."""
-        self.sending = self.reactor.send_start(
+        """With the next submission of all that this turn sends."""
+        self.place = self.reactor.send_start(
             self._sock_fd, self, bytes_data(<PyObject *>data), bytes_size(<PyObject *>data)
         )
+        self.submission = self.reactor.submissions
+        self.sending = True
         self.in_flight = data
         self.pending_size = bytes_size(<PyObject *>data)
         return self.maybe_pause_protocol()
+
+    cdef bint join(self, bytes data) except -1:
+        """Let it go with the send that is not submitted yet, if there is one."""
+        cdef Py_ssize_t before, size
+        cdef PyObject *joined
+        if not self.sending or self.submission != self.reactor.submissions \
+                or self.pending is not None:
+            return False
+        before = bytes_size(<PyObject *>self.in_flight)
+        size = before + bytes_size(<PyObject *>data)
+        if size > 2 * BATCH_MAX:
+            return False
+        joined = spare_take(&self.reactor.spares, size)
+        memcpy(bytes_data(joined), bytes_data(<PyObject *>self.in_flight), before)
+        memcpy(bytes_data(joined) + before, bytes_data(<PyObject *>data), size - before)
+        self.reactor.send_replace(self.place, bytes_data(joined), size)
+        self.in_flight = <bytes>joined
+        Py_DECREF(joined)
+        self.pending_size = size
+        self.bursts = BURSTS
+        return True
 
     cdef Py_ssize_t send_now(self, const char *data, Py_ssize_t size) except -2:
         """What the socket took, or -1 after a fatal error."""
@@ -800,6 +842,8 @@ cdef class StreamTransport(SocketTransport):
         return -1
 
     cdef int queue(self, bytes data, Py_ssize_t sent) except -1:
+        if self.join(data):
+            return self.maybe_pause_protocol()
         if self.pending is None:
             self.pending = []
         if not self.pending_size:
@@ -834,6 +878,13 @@ cdef class StreamTransport(SocketTransport):
             self.count_lost_write()
             return
         cdef bint idle = self.pending_size == 0
+        if size <= BATCH_MAX and (self.sending if not idle else self.worth_waiting()):
+            together = added[0] if len(added) == 1 else b"".join(added)
+            if idle:
+                self.send_with_others(together)
+            else:
+                self.queue(together, 0)
+            return
         if self.pending is None:
             self.pending = added
         else:
@@ -970,7 +1021,7 @@ cdef class Acceptor:
 
     cdef object loop, factory, sock, server, restart
     cdef object local           # the address of all that are accepted, if it is one
-    cdef int fd, backlog, family
+    cdef int fd, backlog, family, proto
     cdef object make_factory
 
     def __init__(self, loop, factory, sock, server, int backlog, restart):
@@ -981,6 +1032,7 @@ cdef class Acceptor:
         self.restart = restart
         self.fd = sock.fileno()
         self.family = sock.family
+        self.proto = sock.proto
         self.backlog = backlog
         name = sock.getsockname()
         wildcard = type(name) is tuple and name[0] in ("0.0.0.0", "::")
@@ -1015,6 +1067,7 @@ cdef class Acceptor:
             protocol = self.factory()
             transport = StreamTransport.__new__(StreamTransport)
             transport.family = self.family
+            transport.proto = self.proto
             extra = {"peername": address_of(address)}
             if self.local is not None:
                 extra["sockname"] = self.local

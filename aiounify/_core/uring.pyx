@@ -230,12 +230,8 @@ def probe():
 
 
 # Called through pointers that do not propagate: see stream_ready in reactor.pyx.
-ctypedef int (*result_call)(Watched, int) noexcept
+ctypedef int (*ended_call)(Watched, int) noexcept
 ctypedef int (*received_call)(Watched, char *, int, int) noexcept
-
-cdef int stream_sent(Watched stream, int result) except -1:
-    return stream.sent(result)
-
 
 cdef int stream_receive_ended(Watched stream, int result) except -1:
     return stream.receive_ended(result)
@@ -360,7 +356,9 @@ cdef class UringReactor(Reactor):
         return Reactor.stop(self)
 
     cdef inline int enter(self) except -1:
-        cdef int n = ring_enter(&self.ring)
+        cdef int n
+        self.submissions += 1
+        n = ring_enter(&self.ring)
         self.n_syscalls += 1
         self.q.unsent_ns = 0
         if n < 0 and n != -EINTR and n != -EBUSY and n != -EAGAIN:
@@ -436,6 +434,7 @@ cdef class UringReactor(Reactor):
             return 0
         self.q.sleeping = 1
         self.q.unsent_ns = 0
+        self.submissions += 1
         with nogil:
             n = ring_wait(&self.ring, -1 if deadline == NEVER else deadline, before)
             after = monotonic_ns()
@@ -487,9 +486,7 @@ cdef class UringReactor(Reactor):
         self.n_completions += 1
         if cqe.user_data & TAG_BITS == TAG_SEND:
             self.n_sends -= 1
-            if (<result_call>stream_sent)(stream, cqe.res) < 0:
-                self.stream_raised(stream)
-            return 0
+            return self.tell_sent(stream, cqe.res)
         if cqe.flags & IORING_CQE_F_BUFFER:
             buffer = cqe.flags >> IORING_CQE_BUFFER_SHIFT
             if cqe.res <= 0:
@@ -507,7 +504,7 @@ cdef class UringReactor(Reactor):
     cdef inline int receive_goes_on(self, Watched stream, au_cqe *cqe) except -1:
         """Unless this completion was the last of its receive."""
         if not cqe.flags & IORING_CQE_F_MORE:
-            if (<result_call>stream_receive_ended)(stream, cqe.res) < 0:
+            if (<ended_call>stream_receive_ended)(stream, cqe.res) < 0:
                 self.stream_raised(stream)
         return 0
 
@@ -537,8 +534,7 @@ cdef class UringReactor(Reactor):
         buffers_add(&self.buffers, buffer)
         return 0
 
-    cdef bint send_start(self, int fd, Watched stream, char *data, Py_ssize_t n) except -1:
-        """Send all of it, together with whatever else the next turn submits."""
+    cdef Py_ssize_t send_start(self, int fd, Watched stream, char *data, Py_ssize_t n) except -1:
         cdef au_sqe *sqe = self.sqe()
         sqe.opcode = IORING_OP_SEND
         sqe.fd = fd
@@ -551,7 +547,13 @@ cdef class UringReactor(Reactor):
         self.n_ops[IORING_OP_SEND] += 1
         if not self.q.unsent_ns:
             self.q.unsent_ns = monotonic_ns()
-        return True
+        return <Py_ssize_t><size_t>sqe
+
+    cdef int send_replace(self, Py_ssize_t place, char *data, Py_ssize_t n) noexcept:
+        cdef au_sqe *sqe = <au_sqe *><size_t>place
+        sqe.addr = <uint64_t><size_t>data
+        sqe.len = <uint32_t>n
+        return 0
 
     cdef int submit_sends(self) except -1:
         return self.enter()
