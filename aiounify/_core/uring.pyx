@@ -436,31 +436,42 @@ cdef class UringReactor(Reactor):
         return 0
 
     cdef int reap(self) except -1:
-        """Take every completion that is there."""
+        """Take the completions that are there now.
+
+        What comes while they are delivered is for the next turn: protocols that answer
+        each other would otherwise keep timers and callbacks from ever running.
+        """
         cdef au_cqe cqe
-        cdef int n
-        while ring_cq_ready(&self.ring):
+        cdef unsigned n = ring_cq_ready(&self.ring)
+        while n:
+            n -= 1
             cqe = ring_cqe(&self.ring)[0]
             ring_cq_advance(&self.ring)
-            if cqe.user_data == MARK_EPOLL:
-                self.epoll_armed = False
-                n = cqe.res
-                if n < 0 and n != -ECANCELED and n != -EINTR and n != -EAGAIN:
-                    raise OSError(-n, f"waiting for the epoll set: {os.strerror(-n)}")
-                if n > 0 and not self.has_epoll_wait:
-                    n = epoll_wait(self.epfd, self.events, MAX_EVENTS, 0)
-                    self.n_syscalls += 1
-                if n > 0:
-                    self.dispatch(n)
-            elif cqe.user_data < MARKS_END:
-                pass
-            elif cqe.user_data & TAG_BITS == TAG_OP:
-                self.completed(<Op><PyObject *><size_t>cqe.user_data, cqe.res, cqe.flags,
-                               not cqe.flags & IORING_CQE_F_MORE)
-            else:
-                self.stream_completed(&cqe)
-                if self.q.unsent_ns and monotonic_ns() - self.q.unsent_ns > UNSENT_NS:
-                    self.enter()
+            self.take(&cqe)
+        return 0
+
+    cdef int take(self, au_cqe *cqe) except -1:
+        """Deliver one completion."""
+        cdef int n
+        if cqe.user_data == MARK_EPOLL:
+            self.epoll_armed = False
+            n = cqe.res
+            if n < 0 and n != -ECANCELED and n != -EINTR and n != -EAGAIN:
+                raise OSError(-n, f"waiting for the epoll set: {os.strerror(-n)}")
+            if n > 0 and not self.has_epoll_wait:
+                n = epoll_wait(self.epfd, self.events, MAX_EVENTS, 0)
+                self.n_syscalls += 1
+            if n > 0:
+                self.dispatch(n)
+        elif cqe.user_data < MARKS_END:
+            pass
+        elif cqe.user_data & TAG_BITS == TAG_OP:
+            self.completed(<Op><PyObject *><size_t>cqe.user_data, cqe.res, cqe.flags,
+                           not cqe.flags & IORING_CQE_F_MORE)
+        else:
+            self.stream_completed(cqe)
+            if self.q.unsent_ns and monotonic_ns() - self.q.unsent_ns > UNSENT_NS:
+                self.enter()
         return 0
 
     # -- streams --------------------------------------------------------------
