@@ -604,6 +604,8 @@ cdef class Reactor:
                     raise
                 except BaseException as exc:
                     stream.failed(exc)
+                if self.closed:
+                    return 0  # its protocol forked, and this is the child
                 continue
             for kind in range(WATCH_KINDS):
                 handle = slot.watcher[kind]

@@ -9,7 +9,7 @@
  *
  * Memory: both rings and the submission entries are shared mappings, which are not
  * inherited by fork (MADV_DONTFORK): a child must not touch a struct ring, and
- * ring_abandon() is all it may call.
+ * ring_abandon() and buffers_abandon() are all it may call.
  */
 #ifndef AIOUNIFY_RING_H
 #define AIOUNIFY_RING_H
@@ -250,6 +250,9 @@ static void buffers_close(struct buffers *b)
         munmap(b->ring, b->map_size);
     b->ring = NULL;
 }
+
+/* In a forked child the mapping is not there, and its addresses may be others'. */
+static void buffers_abandon(struct buffers *b) { b->ring = NULL; }
 
 /* In a forked child: the mappings are not there, only the descriptor is. */
 static void ring_abandon(struct ring *r)

@@ -304,7 +304,7 @@ cdef class StreamTransport(SocketTransport):
             if events & (EPOLLIN | EPOLLHUP | EPOLLERR) and self.events & EPOLLIN:
                 if self.paused:
                     self.wait_for(self.events & ~<uint32_t>EPOLLIN)
-                elif not self.conn_lost and not self.closing:
+                elif not self.conn_lost and not self.closing and not self.reactor.closed:
                     if self.buffered:
                         self.receive_into()
                     else:
@@ -420,6 +420,9 @@ cdef class StreamTransport(SocketTransport):
             except BaseException as exc:
                 self._fatal_error(exc, "Fatal error: protocol.get_buffer() call failed.")
                 break
+            if self.reactor.closed:
+                PyBuffer_Release(&view)
+                break  # get_buffer() forked, and the child has no shared buffers
             size = min(view.len, n - done)
             memcpy(view.buf, data + done, size)
             PyBuffer_Release(&view)
@@ -629,6 +632,9 @@ cdef class StreamTransport(SocketTransport):
         except BaseException as exc:
             self._fatal_error(exc, "Fatal error: protocol.get_buffer() call failed.")
             return 0
+        if self.reactor.closed:
+            PyBuffer_Release(&view)
+            return 0  # get_buffer() forked: the data is the parent's
         self.reactor.n_syscalls += 1
         n = recv(self._sock_fd, view.buf, view.len, MSG_DONTWAIT)
         PyBuffer_Release(&view)
@@ -815,7 +821,7 @@ cdef class StreamTransport(SocketTransport):
 
     cdef int after_sending(self) except -1:
         self.maybe_resume_protocol()  # may queue more
-        if self.pending_size or self._loop is None:
+        if self.pending_size or self._loop is None or self.reactor.closed:
             return 0
         if not self.conn_lost:
             self.wait_for(self.events & ~<uint32_t>EPOLLOUT)
@@ -907,8 +913,8 @@ cdef class Acceptor:
         cdef int fd, error
         cdef Reactor reactor = <Reactor>self.loop._reactor
         for _ in range(self.backlog):
-            if self.sock.fileno() < 0:
-                return  # the factory or the protocol closed the server
+            if self.sock.fileno() < 0 or reactor.closed:
+                return  # the factory or the protocol closed the server, or forked
             n = sizeof(address)
             reactor.n_syscalls += 1
             fd = accept4(self.fd, <sockaddr *>&address, &n, SOCK_NONBLOCK | SOCK_CLOEXEC)

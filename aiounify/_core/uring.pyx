@@ -117,6 +117,7 @@ cdef extern from "ring.h" nogil:
 
     int buffers_open(buffers *b, ring *r, unsigned count, unsigned size)
     void buffers_close(buffers *b)
+    void buffers_abandon(buffers *b)
     void buffers_add(buffers *b, unsigned bid)
 
     struct ring:
@@ -443,7 +444,7 @@ cdef class UringReactor(Reactor):
         """
         cdef au_cqe cqe
         cdef unsigned n = ring_cq_ready(&self.ring)
-        while n:
+        while n and not self.closed:  # closed: a callback forked, and this is the child
             n -= 1
             cqe = ring_cqe(&self.ring)[0]
             ring_cq_advance(&self.ring)
@@ -471,7 +472,7 @@ cdef class UringReactor(Reactor):
         else:
             self.stream_completed(cqe)
             if self.q.unsent_ns and monotonic_ns() - self.q.unsent_ns > UNSENT_NS:
-                self.enter()
+                self.submit_sends()
         return 0
 
     # -- streams --------------------------------------------------------------
@@ -529,7 +530,8 @@ cdef class UringReactor(Reactor):
         return self.cancel_mark(<uint64_t><size_t><PyObject *>stream | TAG_RECEIVE)
 
     cdef int give_back(self, int buffer) noexcept:
-        buffers_add(&self.buffers, buffer)
+        if not self.closed:  # in a forked child they are not there
+            buffers_add(&self.buffers, buffer)
         return 0
 
     cdef bint send_start(self, int fd, Watched stream, char *data, Py_ssize_t n) except -1:
@@ -549,7 +551,7 @@ cdef class UringReactor(Reactor):
         return True
 
     cdef int submit_sends(self) except -1:
-        return self.enter()
+        return 0 if self.closed else self.enter()
 
     cdef int send_stop(self, Watched stream) except -1:
         return self.cancel_mark(<uint64_t><size_t><PyObject *>stream | TAG_SEND)
@@ -649,5 +651,7 @@ cdef class UringReactor(Reactor):
     cdef int abandon(self) except -1:
         """In a forked child: close descriptors, touch nothing else."""
         self.running = False
+        self.q.unsent_ns = 0
         ring_abandon(&self.ring)
+        buffers_abandon(&self.buffers)
         return Reactor.close(self)
