@@ -8,6 +8,8 @@ import asyncio
 import contextlib
 import gc
 import os
+import random
+import socket
 import subprocess
 import sys
 import threading
@@ -19,12 +21,16 @@ from test_stream_transport import (
     HANG,
     LOOPS,
     Recorder,
+    alive,
     busy,
     every_loop,
     families,
     receive,
+    receive_to_the_end,
     send_all,
+    small_buffers,
     socket_pair,
+    transports,
     turns,
     until,
 )
@@ -146,6 +152,141 @@ def in_a_thread(function, *args):
     assert not thread.is_alive()
     if failures:
         raise failures[0]
+
+
+@families
+@pytest.mark.parametrize("kind", ALL)
+def test_one_thread_after_the_other(kind, family):
+    """Open connections move with the loop; what comes between the runs is not lost."""
+    loop = LOOPS[kind]()
+    pairs = [socket_pair(family) for _ in range(20)]
+
+    async def begin():
+        return [(await loop.create_connection(Recorder, sock=a))[1] for a, _ in pairs]
+
+    async def round_(number):
+        expected = b"".join(b"%d-between " % i + b"%d " % i for i in range(number + 1))
+        for i, (_, b) in enumerate(pairs):
+            if i % 2:
+                protocols[i].transport.resume_reading()
+            b.send(b"%d " % number)
+        await until(lambda: all(len(p.received) == len(expected) for p in protocols))
+        assert all(protocol.received == expected for protocol in protocols)
+        for (_, b), protocol in zip(pairs, protocols, strict=True):
+            protocol.transport.write(b"back")
+            b.setblocking(False)
+            assert await receive(b, 4) == b"back"
+        for i, protocol in enumerate(protocols):
+            if i % 2:
+                protocol.transport.pause_reading()
+
+    protocols = loop.run_until_complete(begin())
+    for number in range(6):
+        for _, b in pairs:
+            b.send(b"%d-between " % number)
+        if number % 3 == 2:
+            loop.run_until_complete(round_(number))
+        else:
+            in_a_thread(lambda: loop.run_until_complete(round_(number)))  # noqa: B023
+    for _, b in pairs:
+        b.close()
+    for protocol in protocols:
+        protocol.transport.abort()
+    loop.run_until_complete(asyncio.wait([p.lost for p in protocols], timeout=HANG))
+    assert all(protocol.lost.done() for protocol in protocols)
+    loop.close()
+
+
+@families
+@pytest.mark.parametrize("kind", ALL)
+def test_more_connections_than_the_ring_has_entries_change_threads(kind, family):
+    """Each of them gets a receive in the new ring; what came between the runs arrives."""
+    loop = LOOPS[kind]()
+    pairs = [socket_pair(family) for _ in range(300)]
+    protocols = []
+
+    async def begin():
+        for one, _ in pairs:
+            protocols.append((await loop.create_connection(Recorder, sock=one))[1])
+        await turns(2)
+
+    async def arrived(*messages):
+        await until(lambda: all(bytes(p.received) == b"".join(messages) for p in protocols))
+
+    async def end():
+        for _, other in pairs:
+            other.close()
+        for protocol in protocols:
+            assert await protocol.lost is None
+
+    loop.run_until_complete(begin())
+    for _, other in pairs:
+        other.send(b"between ")
+    in_a_thread(lambda: loop.run_until_complete(arrived(b"between ")))
+    for _, other in pairs:
+        other.send(b"again ")
+    in_a_thread(lambda: loop.run_until_complete(arrived(b"between ", b"again ")))
+    loop.run_until_complete(end())
+    loop.close()
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_received_in_the_last_turn_and_delivered_in_another_thread(kind):
+    """More completions than their ring holds are left when the loop stops: none is lost."""
+    loop = LOOPS[kind]()
+    pairs = [socket_pair("unix") for _ in range(100)]
+    protocols = []
+
+    async def begin():
+        for one, _ in pairs:
+            protocols.append((await loop.create_connection(Recorder, sock=one))[1])
+        await turns(2)
+
+    def last():
+        for _, other in pairs:
+            other.send(b"late")
+        # something to submit at the end of the run, which makes the kernel look
+        protocols[0].transport.pause_reading()
+        protocols[0].transport.resume_reading()
+        protocols[1].transport.abort()
+        loop.stop()
+
+    async def arrived():
+        await until(lambda: all(p.received == b"late" for p in protocols if p is not protocols[1]))
+        for _, other in pairs:
+            other.close()
+        for protocol in protocols:
+            assert await protocol.lost is None
+
+    loop.run_until_complete(begin())
+    loop.call_soon(last)
+    loop.run_forever()
+    in_a_thread(lambda: loop.run_until_complete(arrived()))
+    loop.close()
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_connection_lost_in_one_thread_and_let_go_in_another(kind):
+    """The descriptor of a transport that somebody keeps is closed all the same."""
+    loop = LOOPS[kind]()
+    one, other = socket_pair("unix")
+
+    async def begin():
+        transport, protocol = await loop.create_connection(Recorder, sock=one)
+        await turns(2)
+        transport.abort()
+        # connection_lost() comes in the next turn, while the ring still cancels
+        await asyncio.sleep(0)
+        return transport, protocol
+
+    transport, protocol = loop.run_until_complete(begin())
+    number = transport._sock_fd
+    in_a_thread(lambda: loop.run_until_complete(turns(3)))
+    assert protocol.names == ["connection_made", "connection_lost"]
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(number)
+    other.close()
+    loop.close()
 
 
 # -- forked children ---------------------------------------------------------------------------
@@ -326,3 +467,102 @@ async def test_collected_only_when_nothing_is_awaited(family):
     await turns()
     gc.collect()
     assert gone() is None
+
+
+# -- what the kernel still works on ------------------------------------------------------------
+
+
+def fill_kernel(transport):
+    """Make the socket take nothing more, behind the transport's back; how much it took."""
+    taken = 0
+    with socket.socket(fileno=os.dup(transport._sock_fd)) as sock:
+        sock.setblocking(False)
+        for size in (1 << 16, 1):
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    taken += sock.send(bytes(size))
+    return taken
+
+
+def in_flight():
+    """Sends that the ring was given since the loop was made."""
+    return asyncio.get_running_loop().stats()["operations"].get("send", 0)
+
+
+@families
+@pytest.mark.parametrize("call", ["abort", "close", "drained"])
+@every_loop(kinds=RINGS)
+async def test_send_in_flight_keeps_its_bytes(family, call):
+    """The kernel reads from the very object until its completion, and not longer."""
+    loop = asyncio.get_running_loop()
+    one, other = socket_pair(family)
+    if family == "unix":
+        small_buffers(one, other)
+    other.setblocking(False)
+    transport, protocol = await loop.create_connection(Recorder, sock=one)
+    filled = fill_kernel(transport)
+    data = random.Random(1).randbytes(5000)
+    references = sys.getrefcount(data)
+    before = in_flight()
+    with busy():
+        transport.write(data)
+    assert in_flight() == before + 1
+    assert sys.getrefcount(data) > references
+    await turns(3)
+    assert sys.getrefcount(data) > references
+    assert transport.get_write_buffer_size() == len(data)
+    if call == "abort":
+        transport.abort()
+        assert transport.get_write_buffer_size() == 0
+        assert sys.getrefcount(data) > references
+        assert await protocol.lost is None
+        await until(lambda: sys.getrefcount(data) == references, "the end of the send")
+        got = await receive_to_the_end(other)
+        assert got == bytes(filled) + data[: len(got) - filled]
+    else:
+        if call == "close":
+            transport.close()
+            assert sys.getrefcount(data) > references
+        assert await receive(other, filled + len(data)) == bytes(filled) + data
+        await until(lambda: sys.getrefcount(data) == references, "the end of the send")
+        if call == "drained":
+            assert transport.get_write_buffer_size() == 0
+            transport.close()
+        assert await protocol.lost is None
+        assert not other.recv(1)
+    other.close()
+
+
+@pytest.mark.parametrize("kind", ALL)
+@pytest.mark.parametrize("closed", [False, True], ids=["forgotten", "closed"])
+def test_loop_let_go_with_work_in_flight(kind, closed):
+    """Loop, transports and protocols are collected together; sends and receives are under way."""
+
+    async def begin(pairs):
+        loop = asyncio.get_running_loop()
+        for one, _ in pairs:
+            transport, protocol = await loop.create_connection(Recorder, sock=one)
+            protocol.loop = loop  # a cycle
+            fill_kernel(transport)
+            with busy():
+                transport.write(b"never read " * 100)
+        await turns(2)
+
+    pairs = [socket_pair("unix") for _ in range(20)]
+    others = [other for _, other in pairs]
+    loop = LOOPS[kind]()
+    loop.run_until_complete(begin(pairs))
+    assert len(transports()) == 20
+    gone = weakref.ref(loop)
+    with unclosed():  # whose warnings refer to what they are about
+        if closed:
+            loop.close()
+        pairs.clear()
+        alive.clear()
+        del loop
+        gc.collect()
+    gc.collect()
+    assert gone() is None
+    assert not transports()
+    for other in others:
+        other.close()

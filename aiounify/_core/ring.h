@@ -288,6 +288,12 @@ static inline int ring_wants_enter(struct ring *r)
             & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW)) != 0;
 }
 
+/* Does the kernel keep completions for which the completion ring has no room? */
+static inline int ring_overflown(struct ring *r)
+{
+    return (__atomic_load_n(r->sq_flags, __ATOMIC_RELAXED) & IORING_SQ_CQ_OVERFLOW) != 0;
+}
+
 static inline unsigned ring_cq_ready(struct ring *r)
 {
     return __atomic_load_n(r->cq_tail, __ATOMIC_ACQUIRE) - *r->cq_head;

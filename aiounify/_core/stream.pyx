@@ -529,7 +529,10 @@ cdef class StreamTransport(SocketTransport):
         if self.receiving:
             self.receiving = self.stopping = False
             self.reactor.stream_release(self._sock_fd)
-            if not self.paused and not self.closing:
+            if self.lost_called:
+                if not self.sending:
+                    self.close_socket()
+            elif not self.paused and not self.closing:
                 self.receive_on()
         return 0
 
