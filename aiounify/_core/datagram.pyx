@@ -267,14 +267,14 @@ cdef class DatagramTransport(SocketTransport):
         self.batching = True
         try:
             for i in range(n):
-                if self.closing or self.conn_lost:
-                    break
+                if self.closing or self.conn_lost or self.reactor.closed:
+                    break  # closed: the protocol forked, and this is the child
                 self.deliver(&r.names[i], r.messages[i].msg_hdr.msg_namelen,
                              PyBytes_FromStringAndSize(<char *>r.vec[i].iov_base,
                                                        r.messages[i].msg_len))
         finally:
             self.batching = False
-            if self.queued and not self.events & EPOLLOUT:
+            if self.queued and not self.events & EPOLLOUT and not self.reactor.closed:
                 self.flush()
         return 0
 

@@ -235,7 +235,8 @@ cdef class EpollReactor(Reactor):
                 n = send(now.fd, now.data, now.size, MSG_NOSIGNAL | MSG_DONTWAIT)
                 self.tell_sent(stream, <int>n if n >= 0 else -errno)
         finally:
-            self.n_sends -= done
+            # a protocol may have forked, and this be the child, which has no sends
+            self.n_sends = max(0, self.n_sends - done)
             if self.n_sends:
                 memmove(self.sends, self.sends + done, self.n_sends * sizeof(unsent))
             else:

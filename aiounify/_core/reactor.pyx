@@ -668,6 +668,8 @@ cdef class Reactor:
                 stream = <Watched>slot.stream  # holds it: its protocol may close it
                 if (<ready_call>stream_ready)(stream, got) < 0:
                     self.stream_raised(stream)
+                if self.closed:
+                    return 0  # its protocol forked, and this is the child
                 if self.q.unsent_ns and monotonic_ns() - self.q.unsent_ns > UNSENT_NS:
                     self.submit_sends()
                 continue

@@ -9,7 +9,7 @@
  *
  * Memory: both rings and the submission entries are shared mappings, which are not
  * inherited by fork (MADV_DONTFORK): a child must not touch a struct ring, and
- * ring_abandon() is all it may call.
+ * ring_abandon() and buffers_abandon() are all it may call.
  */
 #ifndef AIOUNIFY_RING_H
 #define AIOUNIFY_RING_H
@@ -251,6 +251,9 @@ static void buffers_close(struct buffers *b)
     b->ring = NULL;
 }
 
+/* In a forked child the mapping is not there, and its addresses may be others'. */
+static void buffers_abandon(struct buffers *b) { b->ring = NULL; }
+
 /* In a forked child: the mappings are not there, only the descriptor is. */
 static void ring_abandon(struct ring *r)
 {
@@ -283,6 +286,12 @@ static inline int ring_wants_enter(struct ring *r)
 {
     return (__atomic_load_n(r->sq_flags, __ATOMIC_RELAXED)
             & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW)) != 0;
+}
+
+/* Does the kernel keep completions for which the completion ring has no room? */
+static inline int ring_overflown(struct ring *r)
+{
+    return (__atomic_load_n(r->sq_flags, __ATOMIC_RELAXED) & IORING_SQ_CQ_OVERFLOW) != 0;
 }
 
 static inline unsigned ring_cq_ready(struct ring *r)

@@ -338,7 +338,7 @@ cdef class StreamTransport(SocketTransport):
             if events & (EPOLLIN | EPOLLHUP | EPOLLERR) and self.events & EPOLLIN:
                 if self.paused:
                     self.wait_for(self.events & ~<uint32_t>EPOLLIN)
-                elif not self.conn_lost and not self.closing:
+                elif not self.conn_lost and not self.closing and not self.reactor.closed:
                     if self.buffered:
                         self.receive_into()
                     else:
@@ -481,6 +481,9 @@ cdef class StreamTransport(SocketTransport):
             if self.borrow(&view) < 0:
                 self.protocol_raised("get_buffer")
                 break
+            if self.reactor.closed:
+                PyBuffer_Release(&view)
+                break  # get_buffer() forked, and the child has no shared buffers
             size = min(view.len, n - done)
             memcpy(view.buf, data + done, size)
             PyBuffer_Release(&view)
@@ -583,7 +586,10 @@ cdef class StreamTransport(SocketTransport):
         if self.receiving:
             self.receiving = self.stopping = False
             self.reactor.stream_release(self._sock_fd)
-            if not self.paused and not self.closing:
+            if self.lost_called:
+                if not self.sending:
+                    self.close_socket()
+            elif not self.paused and not self.closing:
                 self.receive_on()
         return 0
 
@@ -687,6 +693,9 @@ cdef class StreamTransport(SocketTransport):
         cdef Py_ssize_t n
         if self.borrow(&view) < 0:
             return self.protocol_raised("get_buffer")
+        if self.reactor.closed:
+            PyBuffer_Release(&view)
+            return 0  # get_buffer() forked: the data is the parent's
         self.reactor.n_syscalls += 1
         n = recv(self._sock_fd, view.buf, view.len, MSG_DONTWAIT)
         if n < 0:
@@ -950,7 +959,7 @@ cdef class StreamTransport(SocketTransport):
 
     cdef int after_sending(self) except -1:
         self.maybe_resume_protocol()  # may queue more
-        if self.pending_size or self._loop is None:
+        if self.pending_size or self._loop is None or self.reactor.closed:
             return 0
         if not self.conn_lost:
             self.wait_for(self.events & ~<uint32_t>EPOLLOUT)
@@ -1044,8 +1053,8 @@ cdef class Acceptor:
         cdef int fd, error
         cdef Reactor reactor = <Reactor>self.loop._reactor
         for _ in range(self.backlog):
-            if self.sock.fileno() < 0:
-                return  # the factory or the protocol closed the server
+            if self.sock.fileno() < 0 or reactor.closed:
+                return  # the factory or the protocol closed the server, or forked
             n = sizeof(address)
             reactor.n_syscalls += 1
             fd = accept4(self.fd, <sockaddr *>&address, &n, SOCK_NONBLOCK | SOCK_CLOEXEC)
