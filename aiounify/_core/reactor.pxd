@@ -13,6 +13,7 @@ cdef extern from "<errno.h>" nogil:
         ECANCELED
         EEXIST
         EINTR
+        ENOBUFS
         ENOENT
         ENOSYS
         ETIME

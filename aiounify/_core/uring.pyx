@@ -47,6 +47,7 @@ from aiounify._core.reactor cimport (
     EBUSY,
     ECANCELED,
     EINTR,
+    ENOBUFS,
     ENOSYS,
     EPOLLIN,
     ETIME,
@@ -119,6 +120,7 @@ cdef extern from "ring.h" nogil:
     void buffers_close(buffers *b)
     void buffers_abandon(buffers *b)
     void buffers_add(buffers *b, unsigned bid)
+    unsigned buffers_more(buffers *b)
 
     struct ring:
         int fd
@@ -162,7 +164,7 @@ cdef enum:
     TAG_SEND = 2         # ... whose send this is
     TAG_BITS = 15
     BUFFER_SIZE = 16384
-    BUFFER_COUNT = 512   # at most half of a completion ring
+    BUFFER_COUNT = 512   # at most; at first 64, see buffers_more()
     CLOCK_TURNS = 4      # turns with callbacks ready between two looks at the clock
     DEFER_NS = 50_000    # time after which such turns arm the epoll set again
     BREATHE_TURNS = 64   # turns without a wait between two chances for threads and signals
@@ -573,6 +575,8 @@ cdef class UringReactor(Reactor):
     cdef inline int receive_goes_on(self, Watched stream, au_cqe *cqe) except -1:
         """Unless this completion was the last of its receive."""
         if not cqe.flags & IORING_CQE_F_MORE:
+            if cqe.res == -ENOBUFS and self.buffers.ring != NULL:
+                buffers_more(&self.buffers)
             if (<ended_call>stream_receive_ended)(stream, cqe.res) < 0:
                 self.stream_raised(stream)
         return 0
