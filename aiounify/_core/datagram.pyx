@@ -47,12 +47,12 @@ from aiounify._core.socket_transport cimport (
     MSG_NOSIGNAL,
     SocketTransport,
     address_of,
-    iovec,
     msghdr,
     sockaddr,
     sockaddr_storage,
     socklen_t,
 )
+from aiounify._core.transport cimport iovec
 
 cdef extern from "<sys/socket.h>" nogil:
     """
@@ -335,10 +335,10 @@ cdef class DatagramTransport(SocketTransport):
                 raise ValueError(f"Invalid address: must be None or {self._address}")
             addr = self._address
             if self.conn_lost:
-                self.count_lost_write()
+                self.count_lost_write("socket.send() raised exception.")
                 return
         if self.conn_lost and self._loop is None:
-            self.count_lost_write()
+            self.count_lost_write("socket.send() raised exception.")
             return
         if type(data) is not bytes:
             data = bytes(data)

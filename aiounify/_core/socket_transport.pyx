@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-"""What native socket transports share: their life, their descriptor, flow control.
+"""What native socket transports share: their life and their descriptor.
 
 `stream.pyx` and `datagram.pyx` build on it.  The contract is that of asyncio's
 _SelectorTransport: states, messages, and the order of callbacks are the same.
@@ -13,7 +13,7 @@ Rules of lifetime:
   of the ring still refers to it then, by the completion of the last one.
 * A socket object exists only if the transport was made from one, or when somebody asks
   for it; then it owns the descriptor.
-* All callbacks of the protocol run in one context, copied when the transport is made.
+* What transport.pyx says.
 """
 
 from cpython.object cimport PyObject
@@ -23,11 +23,12 @@ from posix.unistd cimport close as c_close
 import asyncio
 import socket
 import warnings
-from asyncio import constants, trsock
+from asyncio import trsock
 from asyncio.log import logger
 
 from aiounify._core.backlog cimport STATE_FORKED
-from aiounify._core.reactor cimport Reactor, Watched
+from aiounify._core.reactor cimport Reactor
+from aiounify._core.transport cimport Transport
 
 
 cdef extern from "<netinet/in.h>" nogil:
@@ -52,15 +53,6 @@ cdef extern from "<sys/socket.h>" nogil:
 cdef extern from "<arpa/inet.h>" nogil:
     const char *inet_ntop(int af, const void *src, char *dst, socklen_t size)
 
-cdef extern from "Python.h":
-    PyObject *PyContext_CopyCurrent() except NULL
-    void Py_DECREF(PyObject *)
-
-cdef enum:
-    DEFAULT_HIGH = 65536
-
-cdef int LOG_THRESHOLD = constants.LOG_THRESHOLD_FOR_CONNLOST_WRITES
-
 
 cdef object address_of(sockaddr_storage *a):
     """The address of a peer as the socket module gives it; "" for an unnamed unix socket."""
@@ -80,20 +72,13 @@ cdef object address_of(sockaddr_storage *a):
         return (host, ntohs(v6.sin6_port), ntohl(v6.sin6_flowinfo), v6.sin6_scope_id)
     return ""
 
-cdef class SocketTransport(Watched):
+cdef class SocketTransport(Transport):
     """A socket under a protocol; what it is to isinstance() is given by its kind."""
 
     cdef int open(self, loop, int fd, sock, protocol, extra, server) except -1:
-        self._loop = loop
-        self.reactor = <Reactor>loop._reactor
-        self.q = self.reactor.q
+        self.begin(loop, extra)
         self.sock = sock
         self._sock_fd = fd
-        self.extra = {} if extra is None else dict(extra)
-        self.high = DEFAULT_HIGH
-        self.low = DEFAULT_HIGH // 4
-        self.context = <object>PyContext_CopyCurrent()
-        Py_DECREF(<PyObject *>self.context)
         self.set_protocol(protocol)
         self._server = server
         self.reactor.stream_open(fd, self)
@@ -114,14 +99,6 @@ cdef class SocketTransport(Watched):
                 self.family, self.kind | SOCK_NONBLOCK, self.proto, self._sock_fd
             )
         return self.sock
-
-    @property
-    def _conn_lost(self):
-        return self.conn_lost
-
-    @property
-    def _closing(self):
-        return self.closing
 
     # -- what a protocol can ask ------------------------------------------------
 
@@ -148,14 +125,6 @@ cdef class SocketTransport(Watched):
         for name in ("socket", "sockname", "peername"):
             self.get_extra_info(name)
         return self.extra
-
-    def get_protocol(self):
-        """The protocol that is called now."""
-        return self._protocol
-
-    def is_closing(self):
-        """True once close() or abort() was called or the connection was lost."""
-        return self.closing
 
     cdef int remember_sockname(self) except -1:
         """Programs ask for it after the connection is closed, too."""
@@ -184,21 +153,6 @@ cdef class SocketTransport(Watched):
 
     cdef int drop_pending(self) except -1:
         """Forget what was not sent."""
-        return 0
-
-    cdef int connection_made(self) except -1:
-        try:
-            self._protocol.connection_made(self)
-        except (SystemExit, KeyboardInterrupt):
-            raise
-        except BaseException as exc:
-            callback = self._protocol.connection_made
-            self._loop.call_exception_handler({
-                "message": f"Exception in callback {callback!r}",
-                "exception": exc,
-                "transport": self,
-                "protocol": self._protocol,
-            })
         return 0
 
     cdef int wait_for(self, uint32_t events) except -1:
@@ -252,34 +206,6 @@ cdef class SocketTransport(Watched):
                 self._server = None
                 _detach(server, self)
 
-    cdef int lost_now(self) except -1:
-        """connection_lost from inside the reactor: what it raises is reported, as that of
-        any callback is."""
-        loop = self._loop
-        try:
-            self._call_connection_lost(None)
-        except (SystemExit, KeyboardInterrupt):
-            raise
-        except BaseException as exc:
-            loop.call_exception_handler({
-                "message": "Exception in callback connection_lost()",
-                "exception": exc,
-                "transport": self,
-            })
-        return 0
-
-    cdef int failed(self, exc) except -1:
-        """An exception left one of the reactor's calls."""
-        if self._loop is None:
-            raise exc
-        self._loop.call_exception_handler({
-            "message": "Exception in callback of a transport",
-            "exception": exc,
-            "transport": self,
-            "protocol": self._protocol,
-        })
-        return 0
-
     cdef int close_socket(self) except -1:
         cdef int fd = self._sock_fd
         self.remember_sockname()
@@ -302,13 +228,6 @@ cdef class SocketTransport(Watched):
         if self._server is not None:
             _detach(self._server, self)
 
-    cdef int count_lost_write(self) except -1:
-        if self.conn_lost >= LOG_THRESHOLD:
-            logger.warning("socket.send() raised exception.")
-        if self.conn_lost < 60000:
-            self.conn_lost += 1
-        return 0
-
     # -- flow control ---------------------------------------------------------------
 
     def get_write_buffer_size(self):
@@ -321,41 +240,7 @@ cdef class SocketTransport(Watched):
 
     def set_write_buffer_limits(self, high=None, low=None):
         """pause_writing() above `high` bytes, resume_writing() at `low`."""
-        if high is None:
-            high = DEFAULT_HIGH if low is None else 4 * low
-        if low is None:
-            low = high // 4
-        if not high >= low >= 0:
-            raise ValueError(f"high ({high!r}) must be >= low ({low!r}) must be >= 0")
-        self.high = high
-        self.low = low
-        self.maybe_pause_protocol()
-
-    cdef int maybe_pause_protocol(self) except -1:
-        if self.pending_size <= self.high or self._protocol_paused:
-            return 0
-        self._protocol_paused = True
-        return self.flow("pause_writing")
-
-    cdef int maybe_resume_protocol(self) except -1:
-        if not self._protocol_paused or self.pending_size > self.low:
-            return 0
-        self._protocol_paused = False
-        return self.flow("resume_writing")
-
-    cdef int flow(self, str name) except -1:
-        try:
-            getattr(self._protocol, name)()
-        except (SystemExit, KeyboardInterrupt):
-            raise
-        except BaseException as exc:
-            self._loop.call_exception_handler({
-                "message": f"protocol.{name}() failed",
-                "exception": exc,
-                "transport": self,
-                "protocol": self._protocol,
-            })
-        return 0
+        self.set_limits(high, low)
 
 
 cdef object _attach, _detach

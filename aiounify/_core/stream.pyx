@@ -77,11 +77,19 @@ from aiounify._core.socket_transport cimport (
     SOCK_NONBLOCK,
     SocketTransport,
     address_of,
-    iovec,
     msghdr,
     sockaddr,
     sockaddr_storage,
     socklen_t,
+)
+from aiounify._core.transport cimport (
+    BULK_MAX,
+    BULK_MIN,
+    IOV,
+    SMALL_RUN,
+    gather,
+    iovec,
+    taken,
 )
 
 cdef extern from "<errno.h>" nogil:
@@ -132,13 +140,9 @@ cdef extern from *:
     PyObject *call_bound(object m, PyObject *argument)  # NULL: an exception is set
 
 cdef enum:
-    BULK_MIN = 65536         # first size of a bulk receive
-    BULK_MAX = 262144        # asyncio's limit of one receive
-    SMALL_RUN = 16           # small reads in a row that end bulk mode
     RING_BUFFER = 16384      # size of the ring's shared buffers
     BURSTS = 8               # single writes in a row after which they are sent at once again
     BATCH_MAX = 8192         # longer sends gain nothing from being submitted together
-    IOV = 64
 
 cdef object _Buffered = asyncio.BufferedProtocol
 cdef object _set_result = futures._set_result_unless_cancelled
@@ -759,7 +763,7 @@ cdef class StreamTransport(SocketTransport):
         if not data:
             return
         if self.conn_lost:
-            self.count_lost_write()
+            self.count_lost_write("socket.send() raised exception.")
             return
         if self.pending_size:
             self.queue(bytes(data), 0)
@@ -884,7 +888,7 @@ cdef class StreamTransport(SocketTransport):
         if not added:
             return
         if self.conn_lost:
-            self.count_lost_write()
+            self.count_lost_write("socket.send() raised exception.")
             return
         cdef bint idle = self.pending_size == 0
         if size <= BATCH_MAX and (self.sending if not idle else self.worth_waiting()):
@@ -912,19 +916,10 @@ cdef class StreamTransport(SocketTransport):
         """Send from the queue, once; -1 after a fatal error."""
         cdef iovec[IOV] vec
         cdef msghdr msg
-        cdef Py_ssize_t n, i, count = PyList_GET_SIZE(self.pending)
-        cdef Py_ssize_t offset = self.pending_offset, size, done = 0
-        cdef PyObject *item
-        if count > IOV:
-            count = IOV
-        for i in range(count):
-            item = PyList_GET_ITEM(self.pending, i)
-            vec[i].iov_base = bytes_data(item) + offset
-            vec[i].iov_len = bytes_size(item) - offset
-            offset = 0
+        cdef Py_ssize_t n
         memset(&msg, 0, sizeof(msg))
         msg.msg_iov = vec
-        msg.msg_iovlen = count
+        msg.msg_iovlen = gather(self.pending, self.pending_offset, vec)
         self.reactor.n_syscalls += 1
         n = sendmsg(self._sock_fd, &msg, MSG_NOSIGNAL | MSG_DONTWAIT)
         if n < 0:
@@ -933,19 +928,8 @@ cdef class StreamTransport(SocketTransport):
         if not self.pending_size:
             self.pending = None
             self.pending_offset = 0
-            return n
-        size = n
-        while size:
-            item = PyList_GET_ITEM(self.pending, done)
-            if bytes_size(item) - self.pending_offset <= size:
-                size -= bytes_size(item) - self.pending_offset
-                self.pending_offset = 0
-                done += 1
-            else:
-                self.pending_offset += size
-                size = 0
-        if done:
-            del self.pending[:done]
+        else:
+            self.pending_offset = taken(self.pending, self.pending_offset, n)
         return n
 
     cdef int write_ready(self) except -1:

@@ -167,6 +167,7 @@ cdef enum:
     BUFFER_COUNT = 512   # at most; at first 64, see buffers_more()
     CLOCK_TURNS = 4      # turns with callbacks ready between two looks at the clock
     DEFER_NS = 50_000    # time after which such turns arm the epoll set again
+    HOT_NS = 5_000       # a wait that is shorter did not sleep
     BREATHE_TURNS = 64   # turns without a wait between two chances for threads and signals
     CLOSE_NS = 5_000_000_000  # how long close() waits for operations that cannot be cancelled
 
@@ -262,6 +263,7 @@ cdef class UringReactor(Reactor):
     cdef int thread            # the thread the ring is bound to, 0 before the first run
     cdef bint epoll_armed
     cdef bint has_epoll_wait
+    cdef bint hot              # the last wait for the epoll set was none
     cdef unsigned turns_unbroken
     cdef int64_t seen_ns       # when the epoll set was last asked
     cdef unsigned entries, cq_entries_asked
@@ -480,9 +482,11 @@ cdef class UringReactor(Reactor):
         cdef int64_t before, after
         if self.finished:
             self.deliver_finished()
-        if not self.epoll_armed:
-            self.arm_epoll()
         self.looked = False
+        if not self.epoll_armed:
+            if self.hot and self.look_directly():
+                return 0
+            self.arm_epoll()
         before = monotonic_ns()
         if deadline <= before or self.q.head != self.q.tail or ring_cq_ready(&self.ring) \
                 or self.held is not None:
@@ -505,8 +509,34 @@ cdef class UringReactor(Reactor):
         if n < 0 and n != -ETIME and n != -EINTR and n != -EBUSY and n != -EAGAIN:
             raise OSError(-n, f"io_uring_enter: {os.strerror(-n)}")
         self.reap()
+        self.hot = after - before < HOT_NS and not self.epoll_armed
         PyErr_CheckSignals()
         return 0
+
+    cdef bint look_directly(self) except -1:
+        """Ask the epoll set without the ring.  True if something was there.
+
+        While descriptors are ready whenever the loop looks, the operation that waits for
+        them costs more than epoll_wait.  The ring is passed over only as long as it has
+        nothing: neither submissions nor completions, nor work of which the kernel says so.
+        """
+        cdef int n
+        if ring_unsubmitted(&self.ring) or ring_cq_ready(&self.ring) \
+                or ring_wants_enter(&self.ring) or self.q.head != self.q.tail:
+            return False
+        self.n_polls += 1
+        self.n_syscalls += 1
+        with nogil:
+            n = epoll_wait(self.epfd, self.events, MAX_EVENTS, 0)
+        if n <= 0:
+            self.hot = False
+            return False
+        self.turns_unbroken = 0
+        self.look = False
+        self.seen_ns = monotonic_ns()
+        self.dispatch(n)
+        PyErr_CheckSignals()
+        return True
 
     cdef int reap(self) except -1:
         """Take the completions that are there now.
