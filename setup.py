@@ -7,7 +7,16 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 
 CFLAGS = ["-O3", "-fno-semantic-interposition", "-Wall", "-Wno-unused-function"]
-CORE = ["scheduler", "reactor", "uring", "epoll", "socket_transport", "stream", "datagram"]
+CORE = [
+    "scheduler",
+    "reactor",
+    "uring",
+    "epoll",
+    "address",
+    "socket_transport",
+    "stream",
+    "datagram",
+]
 
 
 def headers(source: Path) -> set[str]:

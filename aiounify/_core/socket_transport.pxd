@@ -1,5 +1,6 @@
 from libc.stdint cimport uint16_t, uint32_t
 
+from aiounify._core.address cimport socklen_t
 from aiounify._core.backlog cimport BacklogObject
 from aiounify._core.reactor cimport Reactor, Watched
 
@@ -11,14 +12,6 @@ cdef extern from "<sys/socket.h>" nogil:
         SOCK_NONBLOCK
         SOCK_CLOEXEC
         SHUT_WR
-        AF_INET
-        AF_INET6
-        AF_UNIX
-    ctypedef unsigned int socklen_t
-    struct sockaddr:
-        unsigned short sa_family
-    struct sockaddr_storage:
-        unsigned short ss_family
     struct iovec:
         void *iov_base
         size_t iov_len
@@ -27,9 +20,6 @@ cdef extern from "<sys/socket.h>" nogil:
         socklen_t msg_namelen
         iovec *msg_iov
         size_t msg_iovlen
-
-
-cdef object address_of(sockaddr_storage *a)
 
 
 cdef class SocketTransport(Watched):

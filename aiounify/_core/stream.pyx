@@ -49,6 +49,13 @@ import socket
 from asyncio import constants, futures
 from asyncio.log import logger
 
+from aiounify._core.address cimport (
+    AF_UNIX,
+    address_of,
+    sockaddr,
+    sockaddr_storage,
+    socklen_t,
+)
 from aiounify._core.backlog cimport STATE_DEBUG, STATE_FORKED
 from aiounify._core.reactor cimport (
     EAGAIN,
@@ -63,19 +70,14 @@ from aiounify._core.reactor cimport (
     errno,
 )
 from aiounify._core.socket_transport cimport (
-    AF_UNIX,
     MSG_DONTWAIT,
     MSG_NOSIGNAL,
     SHUT_WR,
     SOCK_CLOEXEC,
     SOCK_NONBLOCK,
     SocketTransport,
-    address_of,
     iovec,
     msghdr,
-    sockaddr,
-    sockaddr_storage,
-    socklen_t,
 )
 
 cdef extern from "<errno.h>" nogil:
@@ -921,16 +923,16 @@ cdef class Acceptor:
                     self.restart(exc)
                     return
                 raise exc
-            self.accepted(fd, &address)
+            self.accepted(fd, &address, n)
 
-    cdef int accepted(self, int fd, sockaddr_storage *address) except -1:
+    cdef int accepted(self, int fd, sockaddr_storage *address, socklen_t n) except -1:
         cdef StreamTransport transport = None
         cdef object protocol = None
         try:
             protocol = self.factory()
             transport = StreamTransport.__new__(StreamTransport)
             transport.family = self.family
-            extra = {"peername": address_of(address)}
+            extra = {"peername": address_of(address, n)}
             if self.local is not None:
                 extra["sockname"] = self.local
             transport.open(self.loop, fd, None, protocol, extra, self.server)
