@@ -13,6 +13,7 @@ CORE = [
     "uring",
     "epoll",
     "address",
+    "sock_calls",
     "socket_transport",
     "stream",
     "datagram",
