@@ -1,4 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# cython: binding=False, embedsignature=True, embedsignature.format=clinic
 """loop.sock_recv() and its kin: sockets that the program keeps in its own hands.
 
 Why it exists: asyncio's run in Python for each packet, and enter and leave the selector
@@ -130,13 +131,14 @@ cdef extern from "sock_object.h":
 
 cdef extern from "wait.h":
     ctypedef struct WaitObject:
-        pass
+        char state
     enum:
         WAIT_PENDING
         WAIT_DONE
     PyTypeObject *Wait_Type
     PyObject *wait_cancelled_error
     PyObject *wait_describe
+    int wait_init(PyObject *over) except -1
     int (*wait_schedule)(PyObject *, PyObject *, PyObject *, PyObject *) except -1
     WaitObject *wait_new(PyObject *loop) except NULL
     int wait_finish(WaitObject *w, char state) except -1
@@ -172,35 +174,22 @@ cdef extern from "call.h":
     PyObject *call_unawaited
     CallObject *call_new(const CallKind *kind, PyObject *loop, PyObject *sock, PyObject *what,
                          PyObject *more) except NULL
-    int call_types_init() except -1
+    int call_init() except -1
 
 cdef extern from *:
     """
     /* Whether a weak reference is one to this object, which is alive. */
     static inline int weak_is(PyObject *ref, PyObject *object)
     {
-    #if PY_VERSION_HEX >= 0x030d0000
-        PyObject *found;
-        int alive = PyWeakref_GetRef(ref, &found);
-        if (alive > 0)
-            Py_DECREF(found);
-        return alive > 0 && found == object;
-    #else
-        return PyWeakref_GET_OBJECT(ref) == object;
-    #endif
+        return ((PyWeakReference *)ref)->wr_object == object;
     }
 
-    /* What it refers to: a new reference, or NULL without an exception. */
+    /* What it refers to, borrowed; NULL if that is gone.  PyWeakref_GetRef() costs ten times
+     * as much, and the functions before it are deprecated from 3.13 on. */
     static inline PyObject *weak_get(PyObject *ref)
     {
-    #if PY_VERSION_HEX >= 0x030d0000
-        PyObject *found = NULL;
-        PyWeakref_GetRef(ref, &found);
-        return found;
-    #else
-        PyObject *found = PyWeakref_GET_OBJECT(ref);
-        return found == Py_None ? NULL : Py_NewRef(found);
-    #endif
+        PyObject *found = ((PyWeakReference *)ref)->wr_object;
+        return found == Py_None || Py_REFCNT(found) == 0 ? NULL : found;
     }
     """
     bint weak_is(PyObject *ref, PyObject *object)
@@ -246,7 +235,8 @@ cdef class Endpoint(Watched):
     cdef object sock            # a weak reference
     cdef int fd
     cdef Reactor reactor
-    cdef list readers, writers  # waits
+    cdef object reader, writer  # waits, or None
+    cdef list more              # the others, which are rare: (wait, READ or EPOLLOUT)
     cdef bint empty             # nothing to read at the last look, and no edge since
     cdef bint eager             # something was reported that ends reads early: always try
     cdef unsigned idle          # events in a row that nobody waited for
@@ -255,49 +245,87 @@ cdef class Endpoint(Watched):
 
     cdef bint valid(self) noexcept:
         cdef PyObject *sock = weak_get(<PyObject *>self.sock)
-        cdef bint same
-        if sock == NULL:
-            return False
-        same = sock_fd(sock) == self.fd
-        Py_DECREF(sock)
-        return same
+        return sock != NULL and sock_fd(sock) == self.fd
 
     cdef int ready(self, uint32_t events) except -1:
         cdef uint32_t over = 0
-        cdef bint woken = False
-        if events & (EPOLLIN | EPOLLPRI | EPOLLRDHUP | EPOLLHUP | EPOLLERR):
+        if events & (READ | EPOLLHUP | EPOLLERR):
             self.empty = False
+            over = READ
             if events & (EPOLLPRI | EPOLLRDHUP | EPOLLHUP | EPOLLERR):
                 self.eager = True
-            if self.readers:
-                woken = True
-                over = READ
-                self.wake(self.readers)
-        if events & (EPOLLOUT | EPOLLHUP | EPOLLERR) and self.writers:
-            woken = True
+        if events & (EPOLLOUT | EPOLLHUP | EPOLLERR):
             over |= EPOLLOUT
-            self.wake(self.writers)
-        if woken:
+        if self.wake(over):
             self.idle = 0
             self.reactor.calls_leave(self.fd, over)
-        else:
-            self.idle += 1
-            if self.idle >= IDLE_EVENTS:
-                self.idle = 0
-                self.reactor.calls_rest(self.fd)
+            return 0
+        self.idle += 1
+        if self.idle >= IDLE_EVENTS:
+            self.idle = 0
+            self.reactor.calls_rest(self.fd)
         return 0
 
-    cdef int wake(self, list waits) except -1:
-        cdef Py_ssize_t i
-        for i in range(len(waits)):
-            wait_finish(<WaitObject *><PyObject *>waits[i], WAIT_DONE)
-        waits.clear()
+    cdef int add(self, object wait, uint32_t events) except -1:
+        if self.more is None:
+            if events == READ and self.reader is None:
+                self.reader = wait
+                return 0
+            if events != READ and self.writer is None:
+                self.writer = wait
+                return 0
+            self.more = []
+        self.more.append((wait, events))
         return 0
+
+    cdef bint remove(self, object wait, uint32_t events) except -1:
+        """True if it stood here and nothing else waits for these events."""
+        cdef bint others = False, found = True
+        if self.reader is wait:
+            self.reader = None
+        elif self.writer is wait:
+            self.writer = None
+        else:
+            found = False
+        if self.more is not None:
+            for other, awaits in self.more:
+                if other is wait:
+                    found = True
+                elif awaits == events:
+                    others = True
+            self.keep([each for each in self.more if each[0] is not wait])
+        return found and not others and (
+            self.reader if events == READ else self.writer) is None
+
+    cdef int keep(self, list more) except -1:
+        self.more = more or None
+        return 0
+
+    cdef bint wake(self, uint32_t events) except -1:
+        """End the waits for these; False if there is none."""
+        cdef object wait
+        cdef list more
+        cdef bint woken = False
+        if events & READ and self.reader is not None:
+            wait, self.reader = self.reader, None
+            wait_finish(<WaitObject *><PyObject *>wait, WAIT_DONE)
+            woken = True
+        if events & EPOLLOUT and self.writer is not None:
+            wait, self.writer = self.writer, None
+            wait_finish(<WaitObject *><PyObject *>wait, WAIT_DONE)
+            woken = True
+        if self.more is not None:
+            more = self.more
+            self.keep([each for each in more if not each[1] & events])
+            for wait, awaits in more:
+                if awaits & events:
+                    wait_finish(<WaitObject *><PyObject *>wait, WAIT_DONE)
+                    woken = True
+        return woken
 
     cdef int displaced(self) except -1:
         """They try again, and find out why: closed, or used by a transport."""
-        self.wake(self.readers)
-        self.wake(self.writers)
+        self.wake(READ | EPOLLOUT)
         return 0
 
 
@@ -342,8 +370,6 @@ cdef Endpoint endpoint_for(Reactor reactor, int fd, object sock):
     endpoint.sock = PyWeakref_NewRef(sock, NULL)
     endpoint.fd = fd
     endpoint.reactor = reactor
-    endpoint.readers = []
-    endpoint.writers = []
     reactor.calls_open(fd, endpoint)
     return endpoint
 
@@ -369,7 +395,6 @@ cdef PyObject *suspend(CallObject *c) except NULL:
     cdef Endpoint endpoint
     cdef FdSlot *slot
     cdef PyObject *wait
-    cdef list waits
     if loop.q.state:
         loop._check_closed()
     if fd < 0:
@@ -380,19 +405,10 @@ cdef PyObject *suspend(CallObject *c) except NULL:
         endpoint = endpoint_for(reactor, fd, <object>c.sock)
     else:
         endpoint = <Endpoint>found
-    waits = endpoint.readers if c.awaits == READ else endpoint.writers
     wait = <PyObject *>wait_new(c.loop)
     try:
-        waits.append(<object>wait)
-        try:
-            reactor.calls_wait(
-                fd,
-                c.awaits,
-                c.kind == &CONNECT,
-            )
-        except BaseException:
-            waits.remove(<object>wait)
-            raise
+        reactor.calls_wait(fd, c.awaits, c.kind == &CONNECT)
+        endpoint.add(<object>wait, c.awaits)
     except BaseException:
         Py_DECREF(wait)
         raise
@@ -408,14 +424,12 @@ cdef void withdraw(CallObject *c) noexcept:
     """It waits no longer; the registration stays."""
     cdef Endpoint endpoint = <Endpoint>c.endpoint
     cdef PyObject *wait = c.wait
-    cdef list waits = endpoint.readers if c.awaits == READ else endpoint.writers
     c.wait = c.endpoint = NULL
     Py_DECREF(<PyObject *>endpoint)
-    # a wait that was woken is in no list any more
-    if waits and <object>wait in waits:
-        waits.remove(<object>wait)
-        if not waits and endpoint.reactor.q.slots[c.fd].calls == <PyObject *>endpoint:
-            endpoint.reactor.calls_leave(c.fd, c.awaits)
+    # a wait that was woken stands nowhere any more
+    if (<WaitObject *>wait).state != WAIT_DONE and endpoint.remove(<object>wait, c.awaits) \
+            and endpoint.reactor.q.slots[c.fd].calls == <PyObject *>endpoint:
+        endpoint.reactor.calls_leave(c.fd, c.awaits)
     Py_DECREF(wait)
 
 
@@ -916,6 +930,13 @@ def _probe():
         sock_readable = False  # no socket can be made now
 
 
+class _NoLoop:
+    """What the future that is always done has in place of a loop."""
+
+    def get_debug(self):
+        return False
+
+
 def _install():
     global wait_schedule, wait_cancelled_error, wait_describe
     global call_begin, call_suspend, call_withdraw
@@ -925,7 +946,10 @@ def _install():
     call_begin = begin
     call_suspend = suspend
     call_withdraw = withdraw
-    call_types_init()
+    over = asyncio.Future(loop=_NoLoop())
+    over.set_result(None)
+    wait_init(<PyObject *>over)
+    call_init()
     _probe()
 
 

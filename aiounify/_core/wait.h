@@ -1,12 +1,19 @@
 /* A wait: what a native call yields to the task that awaits it.
  *
  * asyncio's Task wants a future: something with _asyncio_future_blocking, get_loop(),
- * add_done_callback(), cancel() and result().  A real asyncio.Future offers more than is
- * needed here and costs more: it asks its loop for debug mode when it is made, and wakes
- * the task by way of loop.call_soon().  A wait is made from a freelist and puts the wake-up
- * straight into the ready ring.  It has no value: the call that yielded it tries again when
- * the task goes on, so nothing is taken from the kernel for a task that is cancelled in
- * between.
+ * add_done_callback(), cancel() and result().  A real asyncio.Future costs more than all
+ * the rest of a socket call: it asks its loop for debug mode when it is made, wakes the task
+ * by way of loop.call_soon(), and takes 2000 instructions.  A wait takes some 300:
+ *
+ * - It comes from a freelist and puts the wake-up straight into the ready ring.
+ * - The four attributes that a task asks for before it suspends are answered without a
+ *   look-up, and without making method objects: the wait itself is its get_loop (called
+ *   without arguments) and its add_done_callback.
+ * - The wake-up of a C Task is called with a future that is done, of which it takes the
+ *   result without calling a method by name.
+ *
+ * A wait has no value: the call that yielded it tries again when the task goes on, so
+ * nothing is taken from the kernel for a task that is cancelled in between.
  *
  * It is not awaitable and never leaves the task that got it, apart from debuggers and
  * asyncio's repr of tasks, which read task._fut_waiter.
@@ -20,6 +27,9 @@
 #define AIOUNIFY_WAIT_H
 
 #include <Python.h>
+#include <stddef.h>
+#include <string.h>
+#include <structmember.h>
 
 #define WAIT_FREELIST_MAX 256
 
@@ -31,6 +41,7 @@ typedef struct {
     PyObject *callback, *context; /* the first, mostly the only one */
     PyObject *more;               /* NULL, or a list of pairs (callback, context) */
     PyObject *message;            /* given to cancel() */
+    vectorcallfunc vectorcall;    /* wait_called() */
     char state, blocking;
 } WaitObject;
 
@@ -44,6 +55,13 @@ static int (*wait_schedule)(PyObject *loop, PyObject *callback, PyObject *wait,
                             PyObject *context);
 static PyObject *wait_cancelled_error;
 static PyObject *wait_describe;
+/* a future that is done, with None */
+static PyObject *wait_over;
+/* names that a task looks up */
+static PyObject *wait_str_blocking, *wait_str_get_loop, *wait_str_add;
+
+static PyObject *wait_called(PyObject *self, PyObject *const *args, size_t nargsf,
+                             PyObject *kwnames);
 
 static WaitObject *wait_new(PyObject *loop)
 {
@@ -58,6 +76,7 @@ static WaitObject *wait_new(PyObject *loop)
     w->callback = w->context = w->more = w->message = NULL;
     w->state = WAIT_PENDING;
     w->blocking = 1; /* as if just awaited: it is made to be yielded */
+    w->vectorcall = wait_called;
     PyObject_GC_Track(w);
     return w;
 }
@@ -98,6 +117,21 @@ static void wait_dealloc(PyObject *self)
     Py_DECREF(type);
 }
 
+/* The wake-up of asyncio's C Task, known by its definition. */
+static inline int wait_is_wakeup(PyObject *callback)
+{
+    static PyMethodDef *wakeup;
+    if (!PyCFunction_CheckExact(callback))
+        return 0;
+    PyMethodDef *method = ((PyCFunctionObject *)callback)->m_ml;
+    if (method == wakeup)
+        return 1;
+    if (wakeup || strcmp(method->ml_name, "task_wakeup"))
+        return 0;
+    wakeup = method;
+    return 1;
+}
+
 /* It is done: queue what was to be called.  -1 with an exception set. */
 static int wait_finish(WaitObject *w, char state)
 {
@@ -105,8 +139,10 @@ static int wait_finish(WaitObject *w, char state)
     int failed = 0;
     w->state = state;
     w->callback = w->context = w->more = NULL;
-    if (callback && w->loop) /* it has none once the collector has cleared it */
-        failed = wait_schedule(w->loop, callback, (PyObject *)w, context);
+    if (callback && w->loop) { /* it has none once the collector has cleared it */
+        int fast = state == WAIT_DONE && wait_is_wakeup(callback);
+        failed = wait_schedule(w->loop, callback, fast ? wait_over : (PyObject *)w, context);
+    }
     for (Py_ssize_t i = 0; more && w->loop && !failed && i < PyList_GET_SIZE(more); i++) {
         PyObject *pair = PyList_GET_ITEM(more, i);
         failed = wait_schedule(w->loop, PyTuple_GET_ITEM(pair, 0), (PyObject *)w,
@@ -120,12 +156,16 @@ static int wait_finish(WaitObject *w, char state)
 
 /* ---- what a task calls ---------------------------------------------------- */
 
-static PyObject *wait_add_done_callback(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
-                                        PyObject *kwnames)
+/* get_loop() and add_done_callback(callback, *, context=None) */
+static PyObject *wait_called(PyObject *self, PyObject *const *args, size_t nargsf,
+                             PyObject *kwnames)
 {
+    Py_ssize_t nargs = PyVectorcall_NARGS(nargsf);
     static PyObject *expected; /* ("context",) of the caller that calls all the time */
     WaitObject *w = (WaitObject *)self;
     PyObject *context = NULL;
+    if (!nargs && !kwnames)
+        return Py_NewRef(w->loop ? w->loop : Py_None);
     if (kwnames && PyTuple_GET_SIZE(kwnames)) {
         if (kwnames != expected) {
             if (PyTuple_GET_SIZE(kwnames) != 1
@@ -245,24 +285,29 @@ static PyObject *wait_cancelled(PyObject *self, PyObject *Py_UNUSED(ignored))
     return PyBool_FromLong(((WaitObject *)self)->state == WAIT_CANCELLED);
 }
 
-static PyObject *wait_get_loop(PyObject *self, PyObject *Py_UNUSED(ignored))
+static PyObject *wait_getattro(PyObject *self, PyObject *name)
 {
-    WaitObject *w = (WaitObject *)self;
-    return Py_NewRef(w->loop ? w->loop : Py_None);
+    if (name == wait_str_blocking)
+        return PyBool_FromLong(((WaitObject *)self)->blocking);
+    if (name == wait_str_add || name == wait_str_get_loop)
+        return Py_NewRef(self);
+    return PyObject_GenericGetAttr(self, name);
+}
+
+static int wait_setattro(PyObject *self, PyObject *name, PyObject *value)
+{
+    if (name == wait_str_blocking && value) {
+        int truth = PyObject_IsTrue(value);
+        if (truth >= 0)
+            ((WaitObject *)self)->blocking = (char)truth;
+        return truth < 0 ? -1 : 0;
+    }
+    return PyObject_GenericSetAttr(self, name, value);
 }
 
 static PyObject *wait_get_blocking(PyObject *self, void *Py_UNUSED(closure))
 {
     return PyBool_FromLong(((WaitObject *)self)->blocking);
-}
-
-static int wait_set_blocking(PyObject *self, PyObject *value, void *Py_UNUSED(closure))
-{
-    int truth = value ? PyObject_IsTrue(value) : 0;
-    if (truth < 0)
-        return -1;
-    ((WaitObject *)self)->blocking = (char)truth;
-    return 0;
 }
 
 /* As a future's, for the repr of tasks: <Wait pending cb=[...]>. */
@@ -281,20 +326,23 @@ static PyObject *wait_repr(PyObject *self)
 }
 
 static PyMethodDef wait_methods[] = {
-    {"add_done_callback", (PyCFunction)(void (*)(void))wait_add_done_callback,
-     METH_FASTCALL | METH_KEYWORDS, NULL},
     {"remove_done_callback", wait_remove_done_callback, METH_O, NULL},
     {"cancel", (PyCFunction)(void (*)(void))wait_cancel, METH_FASTCALL | METH_KEYWORDS, NULL},
     {"cancelled", wait_cancelled, METH_NOARGS, NULL},
     {"done", wait_done, METH_NOARGS, NULL},
     {"result", wait_result, METH_NOARGS, NULL},
-    {"get_loop", wait_get_loop, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 
 static PyGetSetDef wait_getset[] = {
-    {"_asyncio_future_blocking", wait_get_blocking, wait_set_blocking, NULL, NULL},
+    /* so that hasattr(type(wait), ...) finds it, as asyncio.isfuture() asks */
+    {"_asyncio_future_blocking", wait_get_blocking, NULL, NULL, NULL},
     {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyMemberDef wait_members[] = {
+    {"__vectorcalloffset__", T_PYSSIZET, offsetof(WaitObject, vectorcall), READONLY, NULL},
+    {NULL, 0, 0, 0, NULL},
 };
 
 static PyType_Slot wait_slots[] = {
@@ -303,6 +351,10 @@ static PyType_Slot wait_slots[] = {
     {Py_tp_traverse, wait_traverse},
     {Py_tp_clear, wait_clear},
     {Py_tp_repr, wait_repr},
+    {Py_tp_call, PyVectorcall_Call},
+    {Py_tp_getattro, wait_getattro},
+    {Py_tp_setattro, wait_setattro},
+    {Py_tp_members, wait_members},
     {Py_tp_methods, wait_methods},
     {Py_tp_getset, wait_getset},
     {0, NULL},
@@ -310,6 +362,20 @@ static PyType_Slot wait_slots[] = {
 
 static PyType_Spec wait_spec = {
     "aiounify._core.sock_calls.Wait", sizeof(WaitObject), 0,
-    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_DISALLOW_INSTANTIATION, wait_slots};
+    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_DISALLOW_INSTANTIATION
+        | Py_TPFLAGS_HAVE_VECTORCALL,
+    wait_slots};
+
+/* 0; -1 with an exception set.  `over` is a future that is done, with None. */
+static int wait_init(PyObject *over)
+{
+    wait_over = Py_NewRef(over);
+    if (!(wait_str_blocking = PyUnicode_InternFromString("_asyncio_future_blocking"))
+        || !(wait_str_get_loop = PyUnicode_InternFromString("get_loop"))
+        || !(wait_str_add = PyUnicode_InternFromString("add_done_callback")))
+        return -1;
+    Wait_Type = (PyTypeObject *)PyType_FromSpec(&wait_spec);
+    return Wait_Type ? 0 : -1;
+}
 
 #endif
