@@ -13,6 +13,7 @@ CORE = [
     "uring",
     "epoll",
     "address",
+    "endpoint",
     "sock_calls",
     "socket_transport",
     "stream",

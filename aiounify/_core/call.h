@@ -26,8 +26,6 @@
 #include <stddef.h>
 #include <structmember.h>
 
-#include "wait.h"
-
 #define CALL_FREELIST_MAX 256
 
 enum { CALL_CREATED, CALL_RUNNING, CALL_SUSPENDED, CALL_FINISHED };
@@ -46,15 +44,14 @@ typedef struct CallObject {
     PyObject *loop, *sock;
     PyObject *what;     /* a limit, a buffer, or the data */
     PyObject *more;     /* an address or a second limit, or NULL */
-    PyObject *wait;     /* while suspended */
-    PyObject *endpoint; /* while suspended */
+    PyObject *wait;     /* what was yielded, while suspended */
+    PyObject *endpoint; /* where it stands */
     PyObject *origin;   /* debug mode: where it was made, as cr_origin */
     PyObject *weakrefs;
     Py_buffer view;     /* view.obj: exported until the end */
     const char *at;     /* data not sent yet */
     Py_ssize_t left;
     uint32_t awaits;
-    int fd;             /* where it waits */
     char state, begun;
 } CallObject;
 
@@ -67,7 +64,7 @@ static int call_free_count;
  * the call), the warning of a call never awaited. */
 static int (*call_begin)(CallObject *call);
 static PyObject *(*call_suspend)(CallObject *call);
-static void (*call_withdraw)(CallObject *call);
+static int (*call_withdraw)(CallObject *call);
 static PyObject *call_unawaited;
 
 static CallObject *call_new(const CallKind *kind, PyObject *loop, PyObject *sock,
@@ -90,7 +87,6 @@ static CallObject *call_new(const CallKind *kind, PyObject *loop, PyObject *sock
     c->at = NULL;
     c->left = 0;
     c->awaits = 0;
-    c->fd = -1;
     c->state = CALL_CREATED;
     c->begun = 0;
     PyObject_GC_Track(c);
@@ -115,9 +111,15 @@ static int call_traverse(PyObject *self, visitproc visit, void *arg)
 /* It is over, or nobody will go on with it. */
 static void call_drop(CallObject *c)
 {
-    if (c->state == CALL_SUSPENDED)
-        call_withdraw(c);
+    int suspended = c->state == CALL_SUSPENDED;
     c->state = CALL_FINISHED;
+    if (suspended) {
+        PyObject *type, *error, *traceback; /* of whatever it is that ends the call */
+        PyErr_Fetch(&type, &error, &traceback);
+        if (call_withdraw(c) < 0)
+            PyErr_WriteUnraisable(NULL);
+        PyErr_Restore(type, error, traceback);
+    }
     if (c->view.obj)
         PyBuffer_Release(&c->view);
     Py_CLEAR(c->what);
@@ -181,7 +183,11 @@ static PySendResult call_send(PyObject *self, PyObject *value, PyObject **result
         }
         break;
     case CALL_SUSPENDED:
-        call_withdraw(c);
+        c->state = CALL_RUNNING;
+        if (call_withdraw(c) < 0) {
+            call_drop(c);
+            return PYGEN_ERROR;
+        }
         break;
     case CALL_RUNNING:
         PyErr_SetString(PyExc_ValueError, "coroutine already executing");
@@ -192,7 +198,7 @@ static PySendResult call_send(PyObject *self, PyObject *value, PyObject **result
     }
     int first = c->state == CALL_CREATED, done;
     c->state = CALL_RUNNING;
-    Py_INCREF(self); /* what an attempt calls may let go of it */
+    Py_INCREF(self); /* what an attempt calls may drop it */
     done = first && call_begin(c) < 0 ? -1 : c->kind->attempt(c, result);
     if (done == 0 && (*result = call_suspend(c))) {
         c->state = CALL_SUSPENDED;

@@ -2,54 +2,33 @@
 # cython: binding=False, embedsignature=True, embedsignature.format=clinic
 """loop.sock_recv() and its kin: sockets that the program keeps in its own hands.
 
-Why it exists: asyncio's run in Python for each packet, and enter and leave the selector
-for each wait.  `SocketCalls` stands between the scheduler and asyncio in the loop's bases
-and has the same methods.  Each returns a call (call.h): a coroutine that tries at once and,
-where the kernel answers EAGAIN, yields a wait (wait.h) and tries again.
-
-Whatever is not a socket.socket of the families IPv4, IPv6 and unix, or overrides one of
-the methods that are not called here, is served by asyncio's own coroutine.
-
-Readiness:
-
-* At each descriptor that was waited for stands an `Endpoint`.  Its registration in the
-  epoll set is edge-triggered and stays between calls, so a wait makes no system call.  After
-  some events in a row for which nobody waited it is taken out, until the next wait.
-* A wait follows an EAGAIN seen while the registration was in place, or makes it, which tells
-  the present state.  So no edge is missed.
-* A TCP socket that gave less than was asked for is empty.  The next sock_recv() then waits
-  without trying in vain, unless the end of the stream, an error or urgent data was reported:
-  these end a read early as well, and come with an edge of their own.  After large reads it
-  tries, for more is on its way then.  Unix sockets end reads at the bounds of messages that
-  carry descriptors, so they are always tried.
-* While add_reader() or add_writer() watch the same descriptor the registration is
-  level-triggered and holds what is awaited at that moment.
+Why it exists: asyncio's run in Python for each packet.  `SocketCalls` stands between the
+scheduler and asyncio in the loop's bases and has the same methods.  Each returns a call
+(call.h), a coroutine to whoever looks.  It tries at once; where the kernel answers EAGAIN it
+waits at the socket's endpoint (endpoint.pyx) and tries again.
 
 Rules:
 
-* Nothing is received before the task that gets it runs: a call that is cancelled while it
-  waits has consumed nothing.
-* Several calls may wait at one descriptor; each is woken and tries.
+* Nothing is received, accepted or sent before the task that awaits it runs: a call that is
+  cancelled while it waits has consumed nothing.
 * No call blocks, whatever the socket's timeout is.
-* An endpoint holds its socket by a weak reference, and is used for that very socket object
-  as long as it has that descriptor.  A number that was closed and used again gets a new
-  endpoint; what still waits at the old one fails with EBADF.
-* The slot in the reactor owns the endpoint, the endpoint owns the waits, and these the
-  tasks: as asyncio's handles do.  A call owns its socket.
+* Small reads go through the reactor's scratch buffer into a bytes object of their size.  A
+  large one makes the socket's endpoint remember a size, in which the next is received
+  directly and cut; the caller's limit is never allocated for a stream.
+* What is not a socket.socket of the families IPv4, IPv6 and unix, or overrides a method for
+  which there is a system call here, is served by asyncio's own coroutines.
+* A call owns its socket and what it was given.  Data to be sent stays exported to the end,
+  a buffer to receive into only while the kernel writes to it.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE
 from cpython.exc cimport PyErr_CheckSignals, PyErr_SetFromErrno
 from cpython.object cimport PyObject, PyTypeObject
-from libc.stdint cimport uint16_t, uint32_t
+from libc.stdint cimport uint32_t
 from posix.unistd cimport close as c_close
 
-import asyncio
-import errno as errors
-import os
 import socket
-from asyncio import format_helpers
 
 cimport cython
 
@@ -63,23 +42,38 @@ from aiounify._core.address cimport (
     sockaddr_storage,
     socklen_t,
 )
-from aiounify._core.backlog cimport STATE_DEBUG, STATE_FORKED, FdSlot
-from aiounify._core.reactor cimport (
-    EAGAIN,
-    EDGE,
-    EINTR,
-    EPOLLERR,
-    EPOLLHUP,
-    EPOLLIN,
-    EPOLLOUT,
-    EPOLLPRI,
-    EPOLLRDHUP,
-    SCRATCH,
-    Reactor,
-    Watched,
-    errno,
+from aiounify._core.backlog cimport STATE_DEBUG, STATE_FORKED, BacklogObject
+from aiounify._core.call cimport (
+    Buffer,
+    Call_Type,
+    CallKind,
+    CallObject,
+    call_begin,
+    call_init,
+    call_new,
+    call_suspend,
+    call_unawaited,
+    call_withdraw,
 )
+from aiounify._core.endpoint cimport (
+    READ,
+    Endpoint,
+    endpoint_at,
+    endpoint_for,
+    endpoint_leave,
+    endpoint_wait,
+)
+from aiounify._core.reactor cimport EAGAIN, EINTR, EPOLLOUT, SCRATCH, errno
 from aiounify._core.scheduler cimport Scheduler
+from aiounify._core.sock_object cimport (
+    SOCK_FAMILY,
+    SOCK_FD,
+    SOCK_PROTO,
+    SOCK_STREAM,
+    SOCK_TYPE,
+    sock_get,
+    sock_verify,
+)
 from aiounify._core.socket_transport cimport (
     MSG_DONTWAIT,
     MSG_NOSIGNAL,
@@ -90,7 +84,6 @@ from aiounify._core.socket_transport cimport (
 
 cdef extern from "<sys/socket.h>" nogil:
     enum:
-        SOCK_STREAM
         SOL_SOCKET
         SO_ERROR
     ssize_t recv(int fd, void *buf, size_t n, int flags)
@@ -100,10 +93,6 @@ cdef extern from "<sys/socket.h>" nogil:
                    socklen_t length)
     int accept4(int fd, sockaddr *addr, socklen_t *n, int flags)
     int getsockopt(int fd, int level, int name, void *value, socklen_t *n)
-
-cdef extern from "<netinet/in.h>" nogil:
-    enum:
-        IPPROTO_TCP
 
 cdef extern from "<errno.h>" nogil:
     enum:
@@ -119,91 +108,14 @@ cdef extern from "<poll.h>" nogil:
         short revents
     int c_poll "poll" (pollfd *fds, unsigned long n, int timeout)
 
-cdef extern from "sock_object.h":
-    enum:
-        SOCK_FD
-        SOCK_FAMILY
-        SOCK_TYPE
-        SOCK_PROTO
-    bint sock_readable
-    int sock_get(PyObject *sock, int what) except -2
-    int sock_probe(PyObject *sock) except -1
-
-cdef extern from "wait.h":
-    ctypedef struct WaitObject:
-        char state
-    enum:
-        WAIT_PENDING
-        WAIT_DONE
-    PyTypeObject *Wait_Type
-    PyObject *wait_cancelled_error
-    PyObject *wait_describe
-    int wait_init(PyObject *over) except -1
-    int (*wait_schedule)(PyObject *, PyObject *, PyObject *, PyObject *) except -1
-    WaitObject *wait_new(PyObject *loop) except NULL
-    int wait_finish(WaitObject *w, char state) except -1
-
-cdef extern from "call.h":
-    ctypedef struct CallObject
-    ctypedef struct CallKind:
-        const char *name
-        int (*attempt)(CallObject *, PyObject **) except -1
-    ctypedef struct Py_buffer_t "Py_buffer":
-        void *buf
-        PyObject *obj
-        Py_ssize_t len
-    ctypedef struct CallObject:
-        const CallKind *kind
-        PyObject *loop
-        PyObject *sock
-        PyObject *what
-        PyObject *more
-        PyObject *wait
-        PyObject *endpoint
-        PyObject *origin
-        Py_buffer_t view
-        const char *at
-        Py_ssize_t left
-        uint32_t awaits
-        int fd
-        char begun
-    PyTypeObject *Call_Type
-    int (*call_begin)(CallObject *) except -1
-    PyObject *(*call_suspend)(CallObject *) except NULL
-    void (*call_withdraw)(CallObject *) noexcept
-    PyObject *call_unawaited
-    CallObject *call_new(const CallKind *kind, PyObject *loop, PyObject *sock, PyObject *what,
-                         PyObject *more) except NULL
-    int call_init() except -1
-
-cdef extern from *:
-    """
-    /* Whether a weak reference is one to this object, which is alive. */
-    static inline int weak_is(PyObject *ref, PyObject *object)
-    {
-        return ((PyWeakReference *)ref)->wr_object == object;
-    }
-
-    /* What it refers to, borrowed; NULL if that is gone.  PyWeakref_GetRef() costs ten times
-     * as much, and the functions before it are deprecated from 3.13 on. */
-    static inline PyObject *weak_get(PyObject *ref)
-    {
-        PyObject *found = ((PyWeakReference *)ref)->wr_object;
-        return found == Py_None || Py_REFCNT(found) == 0 ? NULL : found;
-    }
-    """
-    bint weak_is(PyObject *ref, PyObject *object)
-    PyObject *weak_get(PyObject *ref)
-
 cdef extern from "Python.h":
-    object PyWeakref_NewRef(object, PyObject *)
     object PyNumber_Index(object)
     Py_ssize_t PyLong_AsSsize_t(object) except? -1
     int _PyBytes_Resize(PyObject **, Py_ssize_t) except -1
     PyObject *bytes_new "PyBytes_FromStringAndSize" (const char *, Py_ssize_t) except NULL
     char *bytes_data "PyBytes_AS_STRING" (PyObject *)
-    int get_buffer "PyObject_GetBuffer" (PyObject *, Py_buffer_t *, int) except -1
-    void release_buffer "PyBuffer_Release" (Py_buffer_t *)
+    int get_buffer "PyObject_GetBuffer" (PyObject *, Buffer *, int) except -1
+    void release_buffer "PyBuffer_Release" (Buffer *)
     int PySys_Audit(const char *, const char *, ...) except -1
     void Py_INCREF(PyObject *)
     void Py_DECREF(PyObject *)
@@ -214,227 +126,47 @@ cdef enum:
     BULK_MAX = 262144
     BULK_FROM = 16384        # a read of this size begins it
     SMALL_RUN = 16           # reads below it, in a row, that end it
-    IDLE_EVENTS = 4          # events in a row that nobody waited for
-    # what ends a wait for data; the last two are reported while it lasts
-    READ = EPOLLIN | EPOLLRDHUP | EPOLLPRI
 
 cdef object _Socket = socket.socket
-cdef object _describe = format_helpers._format_callback_source
 
-# The methods of a socket for which there are system calls here; a class that has its own is
-# asyncio's to serve.
-cdef tuple _METHODS = (
-    "accept", "connect", "fileno", "gettimeout", "recv", "recv_into", "recvfrom",
-    "recvfrom_into", "send", "sendto", "family", "type", "proto",
+# The methods of a socket for which there are system calls here, and the attributes that are
+# read from its memory; a class that has its own is asyncio's to serve.
+cdef tuple _ATTRIBUTES = (
+    "accept", "connect", "family", "fileno", "gettimeout", "proto", "recv", "recv_into",
+    "recvfrom", "recvfrom_into", "send", "sendto", "type",
 )
-
-
-cdef class Endpoint(Watched):
-    """What waits at one descriptor, and what is known of its readiness."""
-
-    cdef object sock            # a weak reference
-    cdef int fd
-    cdef Reactor reactor
-    cdef object reader, writer  # waits, or None
-    cdef list more              # the others, which are rare: (wait, READ or EPOLLOUT)
-    cdef bint empty             # nothing to read at the last look, and no edge since
-    cdef bint eager             # something was reported that ends reads early: always try
-    cdef unsigned idle          # events in a row that nobody waited for
-    cdef uint32_t bulk          # size of the next bulk receive; 0: small reads
-    cdef uint16_t small_run
-
-    cdef bint valid(self) noexcept:
-        cdef PyObject *sock = weak_get(<PyObject *>self.sock)
-        return sock != NULL and sock_fd(sock) == self.fd
-
-    cdef int ready(self, uint32_t events) except -1:
-        cdef uint32_t over = 0
-        if events & (READ | EPOLLHUP | EPOLLERR):
-            self.empty = False
-            over = READ
-            if events & (EPOLLPRI | EPOLLRDHUP | EPOLLHUP | EPOLLERR):
-                self.eager = True
-        if events & (EPOLLOUT | EPOLLHUP | EPOLLERR):
-            over |= EPOLLOUT
-        if self.wake(over):
-            self.idle = 0
-            self.reactor.calls_leave(self.fd, over)
-            return 0
-        self.idle += 1
-        if self.idle >= IDLE_EVENTS:
-            self.idle = 0
-            self.reactor.calls_rest(self.fd)
-        return 0
-
-    cdef int add(self, object wait, uint32_t events) except -1:
-        if self.more is None:
-            if events == READ and self.reader is None:
-                self.reader = wait
-                return 0
-            if events != READ and self.writer is None:
-                self.writer = wait
-                return 0
-            self.more = []
-        self.more.append((wait, events))
-        return 0
-
-    cdef bint remove(self, object wait, uint32_t events) except -1:
-        """True if it stood here and nothing else waits for these events."""
-        cdef bint others = False, found = True
-        if self.reader is wait:
-            self.reader = None
-        elif self.writer is wait:
-            self.writer = None
-        else:
-            found = False
-        if self.more is not None:
-            for other, awaits in self.more:
-                if other is wait:
-                    found = True
-                elif awaits == events:
-                    others = True
-            self.keep([each for each in self.more if each[0] is not wait])
-        return found and not others and (
-            self.reader if events == READ else self.writer) is None
-
-    cdef int keep(self, list more) except -1:
-        self.more = more or None
-        return 0
-
-    cdef bint wake(self, uint32_t events) except -1:
-        """End the waits for these; False if there is none."""
-        cdef object wait
-        cdef list more
-        cdef bint woken = False
-        if events & READ and self.reader is not None:
-            wait, self.reader = self.reader, None
-            wait_finish(<WaitObject *><PyObject *>wait, WAIT_DONE)
-            woken = True
-        if events & EPOLLOUT and self.writer is not None:
-            wait, self.writer = self.writer, None
-            wait_finish(<WaitObject *><PyObject *>wait, WAIT_DONE)
-            woken = True
-        if self.more is not None:
-            more = self.more
-            self.keep([each for each in more if not each[1] & events])
-            for wait, awaits in more:
-                if awaits & events:
-                    wait_finish(<WaitObject *><PyObject *>wait, WAIT_DONE)
-                    woken = True
-        return woken
-
-    cdef int displaced(self) except -1:
-        """They try again, and find out why: closed, or used by a transport."""
-        self.wake(READ | EPOLLOUT)
-        return 0
-
-
-cdef inline int sock_fd(PyObject *sock) noexcept:
-    """Its descriptor; -1 if it has none (any more)."""
-    if sock_readable:
-        return sock_get(sock, SOCK_FD)
-    try:
-        return sock_get(sock, SOCK_FD)
-    except Exception:
-        return -1
-
-
-cdef inline PyObject *endpoint_at(Reactor reactor, int fd, PyObject *sock) noexcept:
-    """The endpoint of this socket object, or NULL."""
-    cdef PyObject *found
-    if fd < 0 or fd >= reactor.q.n_slots:
-        return NULL
-    found = reactor.q.slots[fd].calls
-    if found == NULL or not weak_is(<PyObject *>(<Endpoint>found).sock, sock):
-        return NULL
-    return found
-
-
-cdef Endpoint endpoint_for(Reactor reactor, int fd, object sock):
-    """The endpoint of this socket object; a new one if there is none."""
-    cdef Endpoint endpoint
-    cdef PyObject *found = endpoint_at(reactor, fd, <PyObject *>sock)
-    if found != NULL:
-        return <Endpoint>found
-    if fd >= 0 and fd < reactor.q.n_slots:
-        found = reactor.q.slots[fd].calls
-        if found != NULL and (<Endpoint>found).valid():
-            # Two objects for one descriptor.  The registration is checked whenever the
-            # other one waits.
-            endpoint = <Endpoint>found
-            endpoint.sock = PyWeakref_NewRef(sock, NULL)
-            endpoint.empty = False
-            endpoint.reactor.calls_rest(fd)
-            return endpoint
-    endpoint = Endpoint.__new__(Endpoint)
-    endpoint.sock = PyWeakref_NewRef(sock, NULL)
-    endpoint.fd = fd
-    endpoint.reactor = reactor
-    reactor.calls_open(fd, endpoint)
-    return endpoint
 
 
 # -- the steps of every call -------------------------------------------------------
 
 cdef int begin(CallObject *c) except -1:
     """Before the first attempt: asyncio's checks."""
-    cdef SocketCalls loop = <SocketCalls>c.loop
-    if loop.q.state & STATE_FORKED:
-        loop._check_forked()
-    if loop.q.state & STATE_DEBUG and (<object>c.sock).gettimeout() != 0:
+    cdef uint32_t state = (<SocketCalls>c.loop).q.state
+    if state & STATE_FORKED:
+        (<object>c.loop)._check_forked()
+    if state & STATE_DEBUG and (<object>c.sock).gettimeout() != 0:
         raise ValueError("the socket must be non-blocking")
     return 0
 
 
 cdef PyObject *suspend(CallObject *c) except NULL:
     """A wait for what the attempt said it awaits."""
-    cdef SocketCalls loop = <SocketCalls>c.loop
-    cdef Reactor reactor = loop.reactor
-    cdef int fd = sock_get(c.sock, SOCK_FD)
-    cdef PyObject *found = endpoint_at(reactor, fd, c.sock)
-    cdef Endpoint endpoint
-    cdef FdSlot *slot
-    cdef PyObject *wait
-    if loop.q.state:
-        loop._check_closed()
-    if fd < 0:
-        raise OSError(errors.EBADF, os.strerror(errors.EBADF))
-    if found == NULL or reactor.q.slots[fd].stream != NULL or not reactor.q.slots[fd].armed & EDGE:
-        # not known to be ours alone
-        loop._ensure_fd_no_transport(fd)
-        endpoint = endpoint_for(reactor, fd, <object>c.sock)
-    else:
-        endpoint = <Endpoint>found
-    wait = <PyObject *>wait_new(c.loop)
-    try:
-        reactor.calls_wait(fd, c.awaits, c.kind == &CONNECT)
-        endpoint.add(<object>wait, c.awaits)
-    except BaseException:
-        Py_DECREF(wait)
-        raise
-    c.fd = fd
-    c.endpoint = <PyObject *>endpoint
-    Py_INCREF(c.endpoint)
-    c.wait = wait
-    Py_INCREF(wait)
-    return wait
+    # an attempt of sock_connect() is none: nothing says that the socket was not ready
+    c.wait = endpoint_wait(<SocketCalls>c.loop, c.sock, c.awaits, c.kind == &CONNECT, &c.endpoint)
+    Py_INCREF(c.wait)
+    return c.wait
 
 
-cdef void withdraw(CallObject *c) noexcept:
-    """It waits no longer; the registration stays."""
-    cdef Endpoint endpoint = <Endpoint>c.endpoint
+cdef int withdraw(CallObject *c) except -1:
+    cdef PyObject *endpoint = c.endpoint
     cdef PyObject *wait = c.wait
-    c.wait = c.endpoint = NULL
-    Py_DECREF(<PyObject *>endpoint)
-    # a wait that was woken stands nowhere any more
-    if (<WaitObject *>wait).state != WAIT_DONE and endpoint.remove(<object>wait, c.awaits) \
-            and endpoint.reactor.q.slots[c.fd].calls == <PyObject *>endpoint:
-        endpoint.reactor.calls_leave(c.fd, c.awaits)
-    Py_DECREF(wait)
+    c.endpoint = c.wait = NULL
+    return endpoint_leave(endpoint, wait, c.awaits)
 
 
 cdef inline int blocked(CallObject *c, uint32_t events) except -1:
-    """After a system call failed: 0 if the call has to wait, else the error is raised."""
+    """After a system call failed: 0 if the call has to wait, 1 if it is to be made again;
+    else the error is raised."""
     if errno == EAGAIN:
         c.awaits = events
         return 0
@@ -445,16 +177,16 @@ cdef inline int blocked(CallObject *c, uint32_t events) except -1:
     return -1
 
 
-cdef inline Py_ssize_t count_of(object value) except? -1:
+cdef inline int count_system_call(CallObject *c) noexcept:
+    (<SocketCalls>c.loop).reactor.n_syscalls += 1
+    return 0
+
+
+cdef inline Py_ssize_t size_of(PyObject *value) except? -1:
     """An argument that the socket module takes as a number of bytes."""
-    return PyLong_AsSsize_t(value if type(value) is int else PyNumber_Index(value))
-
-
-cdef inline object taken(PyObject *raw):
-    """The reference that `raw` is becomes the result."""
-    cdef object result = <object>raw
-    Py_DECREF(raw)
-    return result
+    if type(<object>value) is int:
+        return PyLong_AsSsize_t(<object>value)
+    return PyLong_AsSsize_t(PyNumber_Index(<object>value))
 
 
 cdef inline int give(PyObject **result, object value) except -1:
@@ -466,153 +198,139 @@ cdef inline int give(PyObject **result, object value) except -1:
 # -- receiving -----------------------------------------------------------------------
 
 cdef int attempt_recv(CallObject *c, PyObject **result) except -1:
-    cdef Reactor reactor = (<SocketCalls>c.loop).reactor
-    cdef Py_ssize_t limit = count_of(<object>c.what), size, n
+    cdef Py_ssize_t size = size_of(c.what), limit = size, n
     cdef int fd = sock_get(c.sock, SOCK_FD)
-    cdef PyObject *found = endpoint_at(reactor, fd, c.sock)
-    cdef PyObject *raw
-    cdef Endpoint endpoint = None
-    cdef bint stream = sock_get(c.sock, SOCK_TYPE) == SOCK_STREAM
-    if limit < 0:
-        raise ValueError("negative buffersize in recv")
-    if limit == 0:
+    cdef PyObject *found = endpoint_at((<SocketCalls>c.loop).q, fd, c.sock)
+    cdef char *scratch = (<SocketCalls>c.loop).reactor.scratch
+    if limit <= 0:
+        if limit < 0:
+            raise ValueError("negative buffersize in recv")
         return give(result, b"")
     if found != NULL:
-        endpoint = <Endpoint>found
-        if endpoint.empty:
+        if (<Endpoint>found).empty:
             c.awaits = READ
             return 0
-    if stream:
-        if limit > BULK_FROM and endpoint is not None and endpoint.bulk:
-            size = min(limit, <Py_ssize_t>endpoint.bulk)
-            return receive_bulk(c, endpoint, fd, size, result)
-    elif limit > SCRATCH and sock_get(c.sock, SOCK_FAMILY) == AF_UNIX:
-        # a message may be that long, and what is not taken is lost
-        return receive_bulk(c, None, fd, limit, result)
-    size = min(limit, <Py_ssize_t>SCRATCH)  # no IP datagram is longer
+        if (<Endpoint>found).bulk and limit > BULK_FROM:
+            return receive_bulk(c, fd, min(limit, <Py_ssize_t>(<Endpoint>found).bulk), found,
+                                result)
+    if limit > SCRATCH:
+        if cut_is_lost(c.sock):
+            return receive_bulk(c, fd, limit, NULL, result)
+        size = SCRATCH
     while True:
-        reactor.n_syscalls += 1
-        n = recv(fd, reactor.scratch, size, MSG_DONTWAIT)
+        count_system_call(c)
+        n = recv(fd, scratch, size, MSG_DONTWAIT)
         if n >= 0:
             break
         if not blocked(c, READ):
             return 0
-    result[0] = bytes_new(reactor.scratch, n)
-    if stream and n:
-        if n < BULK_FROM:
-            if endpoint is not None:
-                endpoint.empty = n < size and is_drained(endpoint, c.sock)
-        elif limit > BULK_FROM:
-            if endpoint is None:
-                endpoint = endpoint_for(reactor, fd, <object>c.sock)
-            endpoint.bulk = BULK_MIN
-            endpoint.small_run = 0
+    result[0] = bytes_new(scratch, n)
+    if n < BULK_FROM:
+        if found != NULL and 0 < n < size:
+            (<Endpoint>found).drained(c.sock)
+    elif limit > BULK_FROM and sock_get(c.sock, SOCK_TYPE) == SOCK_STREAM:
+        remember_bulk(c, fd)
     return 1
 
 
-cdef inline bint is_drained(Endpoint endpoint, PyObject *sock) noexcept:
-    """After a read that gave less than was asked for: nothing is left, and what comes is
-    told by an edge."""
-    cdef FdSlot *slot = &endpoint.reactor.q.slots[endpoint.fd]
-    cdef int family, protocol
-    if endpoint.eager or not slot.armed & EDGE or slot.call_events & READ != READ:
-        return False
-    if not sock_readable:
-        return False
-    family = sock_get(sock, SOCK_FAMILY)
-    protocol = sock_get(sock, SOCK_PROTO)
-    return (family == AF_INET or family == AF_INET6) and (
-        protocol == 0 or protocol == IPPROTO_TCP)
+cdef bint cut_is_lost(PyObject *sock) except -1:
+    """Messages that may be longer than the scratch buffer, and are given once.
+
+    No IP datagram is, and what a stream does not give now it gives later.
+    """
+    return sock_get(sock, SOCK_TYPE) != SOCK_STREAM and sock_get(sock, SOCK_FAMILY) == AF_UNIX
 
 
-cdef int receive_bulk(CallObject *c, Endpoint endpoint, int fd, Py_ssize_t size,
+cdef int remember_bulk(CallObject *c, int fd) except -1:
+    cdef Endpoint endpoint = endpoint_for((<SocketCalls>c.loop).reactor, fd, <object>c.sock)
+    endpoint.bulk = BULK_MIN
+    endpoint.small_run = 0
+    return 0
+
+
+cdef int receive_bulk(CallObject *c, int fd, Py_ssize_t size, PyObject *found,
                       PyObject **result) except -1:
     """Receive into a fresh bytes object, which is cut to what came."""
-    cdef Reactor reactor = (<SocketCalls>c.loop).reactor
     cdef PyObject *raw = bytes_new(NULL, size)
+    cdef Endpoint endpoint
     cdef Py_ssize_t n
-    cdef int error
-    while True:
-        reactor.n_syscalls += 1
-        n = recv(fd, bytes_data(raw), size, MSG_DONTWAIT)
-        if n >= 0:
-            break
-        try:
+    try:
+        while True:
+            count_system_call(c)
+            n = recv(fd, bytes_data(raw), size, MSG_DONTWAIT)
+            if n >= 0:
+                break
             if not blocked(c, READ):
-                Py_DECREF(raw)
                 return 0
-        except BaseException:
-            Py_DECREF(raw)
-            raise
-    if n != size:
-        _PyBytes_Resize(&raw, n)
-    result[0] = raw
-    if endpoint is not None:
-        if n < BULK_FROM:
-            endpoint.small_run += 1
-            if endpoint.small_run >= SMALL_RUN:
-                endpoint.bulk = 0
-        else:
-            endpoint.small_run = 0
-            if n == size and endpoint.bulk < BULK_MAX:
-                endpoint.bulk *= 2
+        if n != size:
+            _PyBytes_Resize(&raw, n)
+        result[0] = raw
+        raw = NULL
+    finally:
+        Py_XDECREF(raw)
+    if found == NULL:
+        return 1
+    endpoint = <Endpoint>found
+    if n >= BULK_FROM:
+        endpoint.small_run = 0
+        if n == size and endpoint.bulk < BULK_MAX:
+            endpoint.bulk *= 2
+    else:
+        endpoint.small_run += 1
+        if endpoint.small_run >= SMALL_RUN:
+            endpoint.bulk = 0
     return 1
+
+
+cdef bint writable(CallObject *c, Buffer *view) except -1:
+    """Export the caller's buffer for one attempt; False if it cannot be written to."""
+    try:
+        get_buffer(c.what, view, PyBUF_WRITABLE)
+    except (BufferError, TypeError):
+        return False
+    return True
 
 
 cdef int attempt_recv_into(CallObject *c, PyObject **result) except -1:
-    cdef Reactor reactor = (<SocketCalls>c.loop).reactor
     cdef int fd = sock_get(c.sock, SOCK_FD)
-    cdef PyObject *found = endpoint_at(reactor, fd, c.sock)
-    cdef Py_buffer_t view
+    cdef PyObject *found = endpoint_at((<SocketCalls>c.loop).q, fd, c.sock)
+    cdef Buffer view
     cdef Py_ssize_t n
     if found != NULL and (<Endpoint>found).empty:
         c.awaits = READ
         return 0
     if not writable(c, &view):
-        (<object>c.sock).recv_into(<object>c.what)  # raises, with the socket module's words
-        raise TypeError("a read-write bytes-like object is required")
+        (<object>c.sock).recv_into(<object>c.what)  # for its words
+        raise BufferError("the buffer cannot be written to")
     try:
         if view.len == 0:
             return give(result, 0)
         while True:
-            reactor.n_syscalls += 1
+            count_system_call(c)
             n = recv(fd, view.buf, view.len, MSG_DONTWAIT)
             if n >= 0:
                 break
             if not blocked(c, READ):
                 return 0
         if found != NULL and 0 < n < BULK_FROM and n < view.len:
-            (<Endpoint>found).empty = (
-                sock_get(c.sock, SOCK_TYPE) == SOCK_STREAM and is_drained(<Endpoint>found, c.sock)
-            )
+            (<Endpoint>found).drained(c.sock)
         return give(result, n)
     finally:
         release_buffer(&view)
 
 
-cdef bint writable(CallObject *c, Py_buffer_t *view):
-    """Export the caller's buffer for one attempt; False if it cannot be written to."""
-    try:
-        get_buffer(c.what, view, PyBUF_WRITABLE)
-    except Exception:
-        return False
-    return True
-
-
 cdef int attempt_recvfrom(CallObject *c, PyObject **result) except -1:
-    cdef Reactor reactor = (<SocketCalls>c.loop).reactor
-    cdef Py_ssize_t limit = count_of(<object>c.what), n
+    cdef Py_ssize_t limit = size_of(c.what), n
     cdef int fd = sock_get(c.sock, SOCK_FD)
+    cdef char *into = (<SocketCalls>c.loop).reactor.scratch
     cdef sockaddr_storage name
     cdef socklen_t length
-    cdef char *into = reactor.scratch
     cdef PyObject *raw = NULL
     cdef object data
     if limit < 0:
         raise ValueError("negative buffersize in recvfrom")
     if limit > SCRATCH:
-        if sock_get(c.sock, SOCK_FAMILY) == AF_UNIX and \
-                sock_get(c.sock, SOCK_TYPE) != SOCK_STREAM:
+        if cut_is_lost(c.sock):
             raw = bytes_new(NULL, limit)
             into = bytes_data(raw)
         else:
@@ -620,7 +338,7 @@ cdef int attempt_recvfrom(CallObject *c, PyObject **result) except -1:
     try:
         while True:
             length = sizeof(name)
-            reactor.n_syscalls += 1
+            count_system_call(c)
             n = recvfrom(fd, into, limit, MSG_DONTWAIT, <sockaddr *>&name, &length)
             if n >= 0:
                 break
@@ -637,29 +355,26 @@ cdef int attempt_recvfrom(CallObject *c, PyObject **result) except -1:
 
 
 cdef int attempt_recvfrom_into(CallObject *c, PyObject **result) except -1:
-    cdef Reactor reactor = (<SocketCalls>c.loop).reactor
     cdef int fd = sock_get(c.sock, SOCK_FD)
     cdef sockaddr_storage name
     cdef socklen_t length
-    cdef Py_buffer_t view
-    cdef Py_ssize_t n, limit = -1
-    if not <object>c.more:
-        limit = len(<object>c.what)
-    elif type(<object>c.more) is int:
-        limit = count_of(<object>c.more)
-    if limit < 0 or not writable(c, &view):
-        # raises, with the socket module's words
-        (<object>c.sock).recvfrom_into(<object>c.what, <object>c.more)
-        raise TypeError("a read-write bytes-like object is required")
+    cdef Buffer view
+    cdef Py_ssize_t n, limit
+    # zero means all of it, as in asyncio
+    limit = size_of(c.more) if <object>c.more else len(<object>c.what)
+    if limit < 0:
+        raise ValueError("negative buffersize in recvfrom_into")
+    if not writable(c, &view):
+        (<object>c.sock).recvfrom_into(<object>c.what, limit)  # for its words
+        raise BufferError("the buffer cannot be written to")
     try:
         if limit > view.len:
             raise ValueError("nbytes is greater than the length of the buffer")
-        if limit == 0:
-            limit = view.len
         while True:
             length = sizeof(name)
-            reactor.n_syscalls += 1
-            n = recvfrom(fd, view.buf, limit, MSG_DONTWAIT, <sockaddr *>&name, &length)
+            count_system_call(c)
+            n = recvfrom(fd, view.buf, limit or view.len, MSG_DONTWAIT, <sockaddr *>&name,
+                         &length)
             if n >= 0:
                 break
             if not blocked(c, READ):
@@ -670,7 +385,6 @@ cdef int attempt_recvfrom_into(CallObject *c, PyObject **result) except -1:
 
 
 cdef int attempt_accept(CallObject *c, PyObject **result) except -1:
-    cdef Reactor reactor = (<SocketCalls>c.loop).reactor
     cdef int fd = sock_get(c.sock, SOCK_FD), accepted
     cdef sockaddr_storage name
     cdef socklen_t length
@@ -679,12 +393,13 @@ cdef int attempt_accept(CallObject *c, PyObject **result) except -1:
         # accept4() has no flag against blocking
         p.fd = fd
         p.events = POLLIN
+        count_system_call(c)
         if c_poll(&p, 1, 0) == 0:
             c.awaits = READ
             return 0
     while True:
         length = sizeof(name)
-        reactor.n_syscalls += 1
+        count_system_call(c)
         accepted = accept4(fd, <sockaddr *>&name, &length, SOCK_NONBLOCK | SOCK_CLOEXEC)
         if accepted >= 0:
             break
@@ -707,45 +422,42 @@ cdef int attempt_accept(CallObject *c, PyObject **result) except -1:
 # -- sending -------------------------------------------------------------------------
 
 cdef int attempt_sendall(CallObject *c, PyObject **result) except -1:
-    cdef Reactor reactor = (<SocketCalls>c.loop).reactor
     cdef int fd = sock_get(c.sock, SOCK_FD)
     cdef Py_ssize_t n
     if not c.begun:
-        c.begun = True
         if type(<object>c.what) is bytes:
-            c.at = PyBytes_AS_STRING(<bytes>c.what)
-            c.left = PyBytes_GET_SIZE(<bytes>c.what)
+            c.at = PyBytes_AS_STRING(<object>c.what)
+            c.left = PyBytes_GET_SIZE(<object>c.what)
         else:
             get_buffer(c.what, &c.view, PyBUF_SIMPLE)
             c.at = <const char *>c.view.buf
             c.left = c.view.len
+        c.begun = True
     while True:
-        reactor.n_syscalls += 1
+        count_system_call(c)
         n = send(fd, c.at, c.left, MSG_DONTWAIT | MSG_NOSIGNAL)
-        if n < 0:
-            if not blocked(c, EPOLLOUT):
-                return 0
-            continue
-        c.at += n
-        c.left -= n
-        if c.left == 0:
-            return give(result, None)
+        if n >= 0:
+            c.at += n
+            c.left -= n
+            if c.left == 0:
+                return give(result, None)
+        elif not blocked(c, EPOLLOUT):
+            return 0
 
 
 cdef int attempt_sendto(CallObject *c, PyObject **result) except -1:
-    cdef Reactor reactor = (<SocketCalls>c.loop).reactor
     cdef int fd = sock_get(c.sock, SOCK_FD)
     cdef sockaddr_storage name
     cdef socklen_t length = 0
-    cdef Py_buffer_t view
+    cdef Buffer view
     cdef Py_ssize_t n
     if not parse_address(sock_get(c.sock, SOCK_FAMILY), <object>c.more, &name, &length):
         return send_by_socket(c, result)
     get_buffer(c.what, &view, PyBUF_SIMPLE)
     try:
-        PySys_Audit("socket.sendto", "OO", c.sock, c.more)
+        PySys_Audit(b"socket.sendto", b"OO", c.sock, c.more)
         while True:
-            reactor.n_syscalls += 1
+            count_system_call(c)
             n = sendto(fd, view.buf, view.len, MSG_DONTWAIT | MSG_NOSIGNAL, <sockaddr *>&name,
                        length)
             if n >= 0:
@@ -758,6 +470,7 @@ cdef int attempt_sendto(CallObject *c, PyObject **result) except -1:
 
 cdef int send_by_socket(CallObject *c, PyObject **result) except -1:
     """Names are looked up by the socket module, in the loop's thread, as in asyncio."""
+    count_system_call(c)
     try:
         sent = (<object>c.sock).sendto(<object>c.what, MSG_DONTWAIT, <object>c.more)
     except BlockingIOError:
@@ -771,7 +484,7 @@ cdef int attempt_connected(CallObject *c, PyObject **result) except -1:
     cdef int error = 0
     cdef socklen_t n = sizeof(error)
     if c.begun:
-        (<SocketCalls>c.loop).reactor.n_syscalls += 1
+        count_system_call(c)
         if getsockopt(sock_get(c.sock, SOCK_FD), SOL_SOCKET, SO_ERROR, &error, &n) < 0:
             error = errno
         if error == 0:
@@ -785,15 +498,14 @@ cdef int attempt_connected(CallObject *c, PyObject **result) except -1:
 
 # -- the methods of the loop --------------------------------------------------------------
 
-cdef CallKind RECV, RECV_INTO, RECVFROM, RECVFROM_INTO, SENDALL, SENDTO, ACCEPT, CONNECT
-RECV = CallKind(b"sock_recv", attempt_recv)
-RECV_INTO = CallKind(b"sock_recv_into", attempt_recv_into)
-RECVFROM = CallKind(b"sock_recvfrom", attempt_recvfrom)
-RECVFROM_INTO = CallKind(b"sock_recvfrom_into", attempt_recvfrom_into)
-SENDALL = CallKind(b"sock_sendall", attempt_sendall)
-SENDTO = CallKind(b"sock_sendto", attempt_sendto)
-ACCEPT = CallKind(b"sock_accept", attempt_accept)
-CONNECT = CallKind(b"sock_connect", attempt_connected)
+cdef CallKind RECV = CallKind(b"sock_recv", attempt_recv)
+cdef CallKind RECV_INTO = CallKind(b"sock_recv_into", attempt_recv_into)
+cdef CallKind RECVFROM = CallKind(b"sock_recvfrom", attempt_recvfrom)
+cdef CallKind RECVFROM_INTO = CallKind(b"sock_recvfrom_into", attempt_recvfrom_into)
+cdef CallKind SENDALL = CallKind(b"sock_sendall", attempt_sendall)
+cdef CallKind SENDTO = CallKind(b"sock_sendto", attempt_sendto)
+cdef CallKind ACCEPT = CallKind(b"sock_accept", attempt_accept)
+cdef CallKind CONNECT = CallKind(b"sock_connect", attempt_connected)
 
 
 cdef inline bint is_native(object sock) except -1:
@@ -810,8 +522,9 @@ cdef bint is_plain(object sock) except -1:
     kind = type(sock)
     if not issubclass(kind, _Socket):
         return False
-    for name in _METHODS:
-        if getattr(kind, name) is not getattr(_Socket, name):
+    own = getattr(sock, "__dict__", ())
+    for name in _ATTRIBUTES:
+        if name in own or getattr(kind, name) is not getattr(_Socket, name):
             return False
     return True
 
@@ -821,12 +534,14 @@ cdef inline object call(CallKind *kind, SocketCalls loop, object sock, object wh
     cdef PyObject *made = <PyObject *>call_new(
         kind, <PyObject *>loop, <PyObject *>sock, <PyObject *>what, more
     )
+    cdef object result = <object>made
+    Py_DECREF(made)
     if loop.q.state & STATE_DEBUG:
         origin = _origin()
         if origin is not None:
             Py_INCREF(<PyObject *>origin)
             (<CallObject *>made).origin = <PyObject *>origin
-    return taken(made)
+    return result
 
 
 @cython.no_gc_clear  # as its base
@@ -908,54 +623,6 @@ def is_native_socket(sock):
     return is_native(sock)
 
 
-cdef int schedule(PyObject *loop, PyObject *callback, PyObject *wait,
-                  PyObject *context) except -1:
-    return (<SocketCalls>loop).schedule(callback, wait, context)
-
-
-def _probe():
-    """Whether socket objects hold their numbers where they are believed to."""
-    global sock_readable
-    sock_readable = True
-    try:
-        for arguments in ((socket.AF_UNIX, socket.SOCK_STREAM),
-                          (socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_UDP)):
-            sock = _Socket(*arguments)
-            try:
-                sock_probe(<PyObject *>sock)
-            finally:
-                sock.close()
-            sock_probe(<PyObject *>sock)
-    except OSError:
-        sock_readable = False  # no socket can be made now
-
-
-class _NoLoop:
-    """What the future that is always done has in place of a loop."""
-
-    def get_debug(self):
-        return False
-
-
-def _install():
-    global wait_schedule, wait_cancelled_error, wait_describe
-    global call_begin, call_suspend, call_withdraw
-    wait_schedule = schedule
-    wait_cancelled_error = <PyObject *>asyncio.CancelledError
-    wait_describe = <PyObject *>_describe
-    call_begin = begin
-    call_suspend = suspend
-    call_withdraw = withdraw
-    over = asyncio.Future(loop=_NoLoop())
-    over.set_result(None)
-    wait_init(<PyObject *>over)
-    call_init()
-    _probe()
-
-
-_install()
-Call = <object><PyObject *>Call_Type
-Wait = <object><PyObject *>Wait_Type
 cdef object _origin
 
 
@@ -969,3 +636,16 @@ def configure(origin, unawaited):
     _origin = origin
     Py_INCREF(<PyObject *>unawaited)
     call_unawaited = <PyObject *>unawaited
+
+
+def _install():
+    global call_begin, call_suspend, call_withdraw
+    call_begin = begin
+    call_suspend = suspend
+    call_withdraw = withdraw
+    call_init()
+    sock_verify(<PyObject *>_Socket)
+
+
+_install()
+Call = <object><PyObject *>Call_Type

@@ -19,9 +19,9 @@
  * asyncio's repr of tasks, which read task._fut_waiter.
  *
  * Ownership: a wait owns its loop, callbacks and contexts, and drops them when it is done.
- * What wakes it (an endpoint of sock_calls.pyx) owns a reference while it may do so.
+ * What wakes it (an endpoint) owns a reference while it may do so.
  *
- * This header is included by exactly one translation unit (sock_calls).
+ * This header is included by exactly one translation unit (endpoint).
  */
 #ifndef AIOUNIFY_WAIT_H
 #define AIOUNIFY_WAIT_H
@@ -361,7 +361,7 @@ static PyType_Slot wait_slots[] = {
 };
 
 static PyType_Spec wait_spec = {
-    "aiounify._core.sock_calls.Wait", sizeof(WaitObject), 0,
+    "aiounify._core.endpoint.Wait", sizeof(WaitObject), 0,
     Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_DISALLOW_INSTANTIATION
         | Py_TPFLAGS_HAVE_VECTORCALL,
     wait_slots};
