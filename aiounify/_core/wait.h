@@ -132,11 +132,14 @@ static inline int wait_is_wakeup(PyObject *callback)
     return 1;
 }
 
-/* It is done: queue what was to be called.  -1 with an exception set. */
+/* It is done: queue what was to be called.  Nothing if it is already, by a cancellation that
+ * its task has not seen yet.  -1 with an exception set. */
 static int wait_finish(WaitObject *w, char state)
 {
     PyObject *callback = w->callback, *context = w->context, *more = w->more;
     int failed = 0;
+    if (w->state != WAIT_PENDING)
+        return 0;
     w->state = state;
     w->callback = w->context = w->more = NULL;
     if (callback && w->loop) { /* it has none once the collector has cleared it */
