@@ -13,6 +13,7 @@ of asyncio that this package leans on is listed in `_asyncio_private.py`.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import socket
@@ -40,6 +41,9 @@ from aiounify.streams import is_datagram_socket, is_stream_socket
 if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Executor
+
+# seconds between two tries to connect to a unix listener that has no room
+_CONNECT_AGAIN = 0.01
 
 _loops: weakref.WeakSet[EventLoop] = weakref.WeakSet()
 
@@ -346,10 +350,17 @@ class EventLoop(SocketCalls, SelectorEventLoop):  # type: ignore[misc]
                 address, family=sock.family, type=sock.type, proto=sock.proto, loop=self
             )
             address = found[0][4]
-        try:
-            sock.connect(address)
-        except (BlockingIOError, InterruptedError):
-            await self._sock_connected(sock, address)
+        while True:
+            try:
+                sock.connect(address)
+            except (BlockingIOError, InterruptedError) as exc:
+                if exc.errno != errno.EAGAIN:
+                    break
+            else:
+                return
+            # A unix listener whose backlog is full: nothing tells when there is room.
+            await asyncio.sleep(_CONNECT_AGAIN)
+        await self._sock_connected(sock, address)
 
     # -- exceptional conditions -------------------------------------------------
 

@@ -37,6 +37,8 @@ import os
 import socket
 from asyncio import format_helpers
 
+cimport cython
+
 from aiounify._core.address cimport AF_INET, AF_INET6
 from aiounify._core.backlog cimport FdSlot
 from aiounify._core.reactor cimport (
@@ -87,6 +89,7 @@ cdef enum:
     IDLE_EVENTS = 4          # events in a row that nobody waited for
 
 
+@cython.no_gc_clear  # calls use the reactor unchecked; the backlog and the waits break cycles
 cdef class Endpoint(Watched):
     """What waits at one descriptor, and what is known of its readiness."""
 

@@ -151,8 +151,11 @@ cdef int begin(CallObject *c) except -1:
 
 cdef PyObject *suspend(CallObject *c) except NULL:
     """A wait for what the attempt said it awaits."""
-    # an attempt of sock_connect() is none: nothing says that the socket was not ready
-    c.wait = endpoint_wait(<SocketCalls>c.loop, c.sock, c.awaits, c.kind == &CONNECT, &c.endpoint)
+    # The first attempt of sock_connect() is none, so nothing says that the socket was not
+    # ready.  A unix datagram that its receiver has no room for leaves the sender's socket
+    # writable, unless the two are connected.
+    cdef bint again = c.kind == &CONNECT or c.awaits == EPOLLOUT and is_unix_message(c.sock)
+    c.wait = endpoint_wait(<SocketCalls>c.loop, c.sock, c.awaits, again, &c.endpoint)
     Py_INCREF(c.wait)
     return c.wait
 
@@ -214,7 +217,7 @@ cdef int attempt_recv(CallObject *c, PyObject **result) except -1:
             return receive_bulk(c, fd, min(limit, <Py_ssize_t>(<Endpoint>found).bulk), found,
                                 result)
     if limit > SCRATCH:
-        if cut_is_lost(c.sock):
+        if is_unix_message(c.sock):
             return receive_bulk(c, fd, limit, NULL, result)
         size = SCRATCH
     while True:
@@ -233,11 +236,8 @@ cdef int attempt_recv(CallObject *c, PyObject **result) except -1:
     return 1
 
 
-cdef bint cut_is_lost(PyObject *sock) except -1:
-    """Messages that may be longer than the scratch buffer, and are given once.
-
-    No IP datagram is, and what a stream does not give now it gives later.
-    """
+cdef bint is_unix_message(PyObject *sock) except -1:
+    """Messages that may be longer than the scratch buffer: no IP datagram is."""
     return sock_get(sock, SOCK_TYPE) != SOCK_STREAM and sock_get(sock, SOCK_FAMILY) == AF_UNIX
 
 
@@ -330,7 +330,7 @@ cdef int attempt_recvfrom(CallObject *c, PyObject **result) except -1:
     if limit < 0:
         raise ValueError("negative buffersize in recvfrom")
     if limit > SCRATCH:
-        if cut_is_lost(c.sock):
+        if is_unix_message(c.sock):
             raw = bytes_new(NULL, limit)
             into = bytes_data(raw)
         else:
