@@ -25,7 +25,7 @@ cdef extern from "<sys/epoll.h>" nogil:
         EPOLLOUT
         EPOLLERR
         EPOLLHUP
-        EPOLLET
+        EPOLLRDHUP
         EPOLL_CLOEXEC
         EPOLL_CTL_ADD
         EPOLL_CTL_MOD
@@ -64,6 +64,7 @@ cdef extern from *:
     #define WAKE_MARK UINT64_MAX
     """
     const uint64_t WAKE_MARK
+    const uint32_t EDGE "(uint32_t)EPOLLET"   # an enum would be negative
 
 
 cdef enum:
@@ -110,6 +111,8 @@ cdef class Watched:
     cdef int sent(self, int result) except -1
     cdef int receive_again(self) except -1
     cdef int failed(self, exc) except -1
+    cdef bint valid(self) noexcept
+    cdef int displaced(self) except -1
 
 
 cdef class Reactor:
@@ -156,6 +159,11 @@ cdef class Reactor:
     cdef int stream_close(self, int fd, bint shared) noexcept
     cdef int stream_hold(self, int fd) noexcept
     cdef int stream_release(self, int fd) noexcept
+    cdef int calls_open(self, int fd, Watched calls) except -1
+    cdef int calls_wait(self, int fd, uint32_t events, bint again) except -1
+    cdef int calls_leave(self, int fd, uint32_t events) noexcept
+    cdef int calls_rest(self, int fd) noexcept
+    cdef int calls_close(self, int fd) except -1
     # what only the ring has; the base answers "not offered"
     cdef bint receive_start(self, int fd, Watched stream) except -1
     cdef int receive_stop(self, Watched stream) except -1

@@ -218,6 +218,14 @@ cdef class Watched:
         """The ring was replaced: start receiving anew."""
         return 0
 
+    cdef bint valid(self) noexcept:
+        """False if the descriptor this stands for was closed."""
+        return True
+
+    cdef int displaced(self) except -1:
+        """It no longer stands at its descriptor: nothing more is told."""
+        return 0
+
 
 @cython.no_gc_clear  # q points into backlog
 cdef class Reactor:
@@ -255,7 +263,7 @@ cdef class Reactor:
     cdef int add_internal(self, int fd, uint64_t mark) except -1:
         cdef epoll_event ev
         memset(&ev, 0, sizeof(ev))
-        ev.events = EPOLLIN | EPOLLET
+        ev.events = EPOLLIN | EDGE
         ev.data.u64 = mark
         if epoll_ctl(self.epfd, EPOLL_CTL_ADD, fd, &ev) < 0:
             raise os_error(errno, "epoll_ctl")
@@ -423,6 +431,10 @@ cdef class Reactor:
             want |= EPOLLOUT
         if slot.watcher[WATCH_PRIORITY] != NULL:
             want |= EPOLLPRI
+        if want:
+            want |= slot.call_waits & (EPOLLIN | EPOLLOUT)
+        elif slot.call_events:
+            want = slot.call_events | EDGE
         if want and not slot.armed:
             slot.generation += 1
         memset(&ev, 0, sizeof(ev))
@@ -508,7 +520,7 @@ cdef class Reactor:
         """`stream` owns the descriptor from now on.  The slot does not own the stream."""
         cdef FdSlot *slot = self.slot(fd)
         slot.stream = <PyObject *>stream
-        return 0
+        return self.calls_close(fd)
 
     cdef int stream_wait(self, int fd, uint32_t events) except -1:
         """Call stream.ready() when one of the events is there; 0 stops it.
@@ -565,7 +577,70 @@ cdef class Reactor:
         while slot.stream_refs:
             slot.stream_refs -= 1
             Py_DECREF(stream)
+        self.calls_close(fd)
         return 0
+
+    # sock_recv() and its kin; see sock_calls.pyx.  What stands at a descriptor for them is
+    # told edge by edge, and by one registration for all calls, as long as nothing
+    # level-triggered is watched there too.
+
+    cdef int calls_open(self, int fd, Watched calls) except -1:
+        """`calls` stands at the descriptor from now on, and the slot owns it."""
+        self.slot(fd)
+        self.calls_close(fd)
+        self.q.slots[fd].calls = <PyObject *>calls
+        Py_INCREF(<PyObject *>calls)
+        return 0
+
+    cdef int calls_wait(self, int fd, uint32_t events, bint again) except -1:
+        """Call calls.ready() when one of the events is there.
+
+        The caller has just seen that it is not, or asks for the present state (`again`).
+        """
+        cdef FdSlot *slot = &self.q.slots[fd]
+        cdef uint32_t waits = slot.call_waits, before = slot.call_events
+        cdef int error
+        slot.call_waits |= events
+        slot.call_events |= events
+        if slot.armed & EDGE and before == slot.call_events and not again:
+            return 0
+        error = self.arm(fd)
+        if error:
+            slot.call_waits = waits
+            slot.call_events = before
+            raise os_error(-error, f"cannot watch file descriptor {fd}")
+        return 0
+
+    cdef int calls_leave(self, int fd, uint32_t events) noexcept:
+        """Nothing waits for these any more; the edge-triggered registration stays."""
+        cdef FdSlot *slot = &self.q.slots[fd]
+        if slot.call_waits & events:
+            slot.call_waits &= ~events
+            if slot.armed and not slot.armed & EDGE and not self.closed:
+                self.arm(fd)
+        return 0
+
+    cdef int calls_rest(self, int fd) noexcept:
+        """Events come that nothing waits for: out of the set, until the next wait."""
+        cdef FdSlot *slot = &self.q.slots[fd]
+        slot.call_events = slot.call_waits
+        if slot.armed & EDGE:
+            self.arm(fd)
+        return 0
+
+    cdef int calls_close(self, int fd) except -1:
+        """The descriptor is another's now; whatever still waits is told."""
+        cdef FdSlot *slot = &self.q.slots[fd]
+        cdef Watched calls
+        if slot.calls == NULL:
+            return 0
+        calls = <Watched>slot.calls
+        slot.calls = NULL
+        slot.call_waits = slot.call_events = 0
+        Py_DECREF(<PyObject *>calls)
+        if slot.armed:
+            self.arm(fd)
+        return calls.displaced()
 
     cdef bint receive_start(self, int fd, Watched stream) except -1:
         return False
@@ -648,7 +723,7 @@ cdef class Reactor:
         cdef FdSlot *slot
         cdef HandleObject *handle
         cdef bint taken
-        cdef Watched stream
+        cdef Watched stream, calls
         fires[WATCH_READER] = EPOLLIN | EPOLLHUP | EPOLLERR
         fires[WATCH_WRITER] = EPOLLOUT | EPOLLHUP | EPOLLERR
         fires[WATCH_PRIORITY] = EPOLLPRI | EPOLLHUP | EPOLLERR
@@ -673,6 +748,18 @@ cdef class Reactor:
                 if self.q.unsent_ns and monotonic_ns() - self.q.unsent_ns > UNSENT_NS:
                     self.submit_sends()
                 continue
+            if slot.calls != NULL and (slot.armed & EDGE or slot.call_waits):
+                calls = <Watched>slot.calls
+                if not calls.valid():
+                    self.calls_close(fd)
+                    stale = True
+                elif slot.armed & EDGE:
+                    calls.ready(got)
+                    continue
+                elif got & (slot.call_waits | EPOLLHUP | EPOLLERR):
+                    taken = True
+                    calls.ready(got)
+                slot = &self.q.slots[fd]
             for kind in range(WATCH_KINDS):
                 handle = slot.watcher[kind]
                 if handle == NULL or not got & fires[kind]:
@@ -707,6 +794,10 @@ cdef class Reactor:
         self.make_set()
         for fd in range(self.q.n_slots):
             slot = &self.q.slots[fd]
+            if slot.calls != NULL and not (<Watched>slot.calls).valid():
+                slot.armed = 0
+                self.calls_close(fd)
+                slot = &self.q.slots[fd]
             if slot.armed:
                 slot.armed = 0
                 self.arm(fd)

@@ -1,5 +1,6 @@
 from libc.stdint cimport uint32_t
 
+from aiounify._core.address cimport socklen_t
 from aiounify._core.transport cimport Transport, iovec
 
 
@@ -10,22 +11,11 @@ cdef extern from "<sys/socket.h>" nogil:
         SOCK_NONBLOCK
         SOCK_CLOEXEC
         SHUT_WR
-        AF_INET
-        AF_INET6
-        AF_UNIX
-    ctypedef unsigned int socklen_t
-    struct sockaddr:
-        unsigned short sa_family
-    struct sockaddr_storage:
-        unsigned short ss_family
     struct msghdr:
         void *msg_name
         socklen_t msg_namelen
         iovec *msg_iov
         size_t msg_iovlen
-
-
-cdef object address_of(sockaddr_storage *a)
 
 
 cdef class SocketTransport(Transport):

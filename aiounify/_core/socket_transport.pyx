@@ -17,7 +17,7 @@ Rules of lifetime:
 """
 
 from cpython.object cimport PyObject
-from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.stdint cimport uint32_t
 from posix.unistd cimport close as c_close
 
 import asyncio
@@ -26,51 +26,14 @@ import warnings
 from asyncio import trsock
 from asyncio.log import logger
 
+from aiounify._core.address cimport address_of, sockaddr, sockaddr_storage, socklen_t
 from aiounify._core.backlog cimport STATE_FORKED
 from aiounify._core.reactor cimport Reactor
 from aiounify._core.transport cimport Transport
 
 
-cdef extern from "<netinet/in.h>" nogil:
-    struct in_addr:
-        uint32_t s_addr
-    struct in6_addr:
-        uint8_t s6_addr[16]
-    struct sockaddr_in:
-        uint16_t sin_port
-        in_addr sin_addr
-    struct sockaddr_in6:
-        uint16_t sin6_port
-        uint32_t sin6_flowinfo
-        in6_addr sin6_addr
-        uint32_t sin6_scope_id
-    uint16_t ntohs(uint16_t)
-    uint32_t ntohl(uint32_t)
-
 cdef extern from "<sys/socket.h>" nogil:
     int getsockname(int fd, sockaddr *addr, socklen_t *n)
-
-cdef extern from "<arpa/inet.h>" nogil:
-    const char *inet_ntop(int af, const void *src, char *dst, socklen_t size)
-
-
-cdef object address_of(sockaddr_storage *a):
-    """The address of a peer as the socket module gives it; "" for an unnamed unix socket."""
-    cdef char[64] text
-    cdef sockaddr_in *v4 = <sockaddr_in *>a
-    cdef sockaddr_in6 *v6 = <sockaddr_in6 *>a
-    if a.ss_family == AF_INET:
-        inet_ntop(AF_INET, &v4.sin_addr, text, sizeof(text))
-        return (text.decode(), ntohs(v4.sin_port))
-    if a.ss_family == AF_INET6:
-        inet_ntop(AF_INET6, &v6.sin6_addr, text, sizeof(text))
-        host = text.decode()
-        if v6.sin6_scope_id:
-            # the socket module names the interface: fe80::1%eth0
-            number = (host, ntohs(v6.sin6_port), 0, v6.sin6_scope_id)
-            host = socket.getnameinfo(number, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)[0]
-        return (host, ntohs(v6.sin6_port), ntohl(v6.sin6_flowinfo), v6.sin6_scope_id)
-    return ""
 
 cdef class SocketTransport(Transport):
     """A socket under a protocol; what it is to isinstance() is given by its kind."""
@@ -138,7 +101,7 @@ cdef class SocketTransport(Transport):
             except OSError:
                 self.extra["sockname"] = None
         elif getsockname(self._sock_fd, <sockaddr *>&name, &length) == 0:
-            self.extra["sockname"] = address_of(&name)
+            self.extra["sockname"] = address_of(&name, length)
         return 0
 
     # -- beginning and end --------------------------------------------------------

@@ -51,6 +51,13 @@ import socket
 from asyncio import constants, futures
 from asyncio.log import logger
 
+from aiounify._core.address cimport (
+    AF_UNIX,
+    address_of,
+    sockaddr,
+    sockaddr_storage,
+    socklen_t,
+)
 from aiounify._core.backlog cimport STATE_DEBUG, STATE_FORKED
 from aiounify._core.reactor cimport (
     EAGAIN,
@@ -69,18 +76,13 @@ from aiounify._core.reactor cimport (
     spare_take,
 )
 from aiounify._core.socket_transport cimport (
-    AF_UNIX,
     MSG_DONTWAIT,
     MSG_NOSIGNAL,
     SHUT_WR,
     SOCK_CLOEXEC,
     SOCK_NONBLOCK,
     SocketTransport,
-    address_of,
     msghdr,
-    sockaddr,
-    sockaddr_storage,
-    socklen_t,
 )
 from aiounify._core.transport cimport (
     BULK_MAX,
@@ -1051,9 +1053,9 @@ cdef class Acceptor:
                     self.restart(exc)
                     return
                 raise exc
-            self.accepted(fd, &address)
+            self.accepted(fd, &address, n)
 
-    cdef int accepted(self, int fd, sockaddr_storage *address) except -1:
+    cdef int accepted(self, int fd, sockaddr_storage *address, socklen_t n) except -1:
         cdef StreamTransport transport = None
         cdef object protocol = None
         try:
@@ -1061,7 +1063,7 @@ cdef class Acceptor:
             transport = StreamTransport.__new__(StreamTransport)
             transport.family = self.family
             transport.proto = self.proto
-            extra = {"peername": address_of(address)}
+            extra = {"peername": address_of(address, n)}
             if self.local is not None:
                 extra["sockname"] = self.local
             transport.open(self.loop, fd, None, protocol, extra, self.server)
