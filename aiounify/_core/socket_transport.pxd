@@ -1,4 +1,4 @@
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint8_t, uint32_t
 
 from aiounify._core.address cimport socklen_t
 from aiounify._core.transport cimport Transport, iovec
@@ -22,6 +22,9 @@ cdef class SocketTransport(Transport):
     cdef readonly int _sock_fd
     cdef object sock            # the socket object, once there is one
     cdef readonly object _server
+    cdef object local           # "sockname", if all that one server accepts have the same
+    cdef char[28] peer          # "peername" as the kernel gave it: no longer than sockaddr_in6
+    cdef uint8_t peer_length
     cdef int family, kind, proto
     cdef bint protocol_connected, started
     cdef bint receiving         # a receive is in the ring
@@ -31,6 +34,7 @@ cdef class SocketTransport(Transport):
     cdef bint lost_called       # connection_lost was called; the descriptor waits for the ring
 
     cdef int open(self, loop, int fd, sock, protocol, extra, server) except -1
+    cdef dict facts(self)
     cdef int remember_sockname(self) except -1
     cdef int wait_for(self, uint32_t events) except -1
     cdef int start_reading(self) except -1

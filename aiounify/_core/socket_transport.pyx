@@ -18,6 +18,7 @@ Rules of lifetime:
 
 from cpython.object cimport PyObject
 from libc.stdint cimport uint32_t
+from libc.string cimport memcpy
 from posix.unistd cimport close as c_close
 
 import asyncio
@@ -67,8 +68,9 @@ cdef class SocketTransport(Transport):
 
     def get_extra_info(self, name, default=None):
         """As asyncio's: "socket", "sockname", "peername" and what the maker added."""
-        if name in self.extra:
-            return self.extra[name]
+        cdef dict extra = self.facts()
+        if name in extra:
+            return extra[name]
         if self._loop is None:
             return default
         if name == "socket":
@@ -80,20 +82,32 @@ cdef class SocketTransport(Transport):
                 found = None
         else:
             return default
-        self.extra[name] = found
+        extra[name] = found
         return found
+
+    cdef dict facts(self):
+        """What get_extra_info() knows; of accepted connections made when first asked for."""
+        cdef sockaddr_storage name
+        if self.extra is None:
+            self.extra = {}
+            if self.peer_length:
+                memcpy(&name, self.peer, self.peer_length)
+                self.extra["peername"] = address_of(&name, self.peer_length)
+            if self.local is not None:
+                self.extra["sockname"] = self.local
+        return self.extra
 
     @property
     def _extra(self):
         for name in ("socket", "sockname", "peername"):
             self.get_extra_info(name)
-        return self.extra
+        return self.facts()
 
     cdef int remember_sockname(self) except -1:
         """Programs ask for it after the connection is closed, too."""
         cdef sockaddr_storage name
         cdef socklen_t length = sizeof(name)
-        if "sockname" in self.extra:
+        if self.local is not None or "sockname" in self.facts():
             return 0
         if self.sock is not None:
             try:

@@ -1063,10 +1063,18 @@ cdef class Acceptor:
             transport = StreamTransport.__new__(StreamTransport)
             transport.family = self.family
             transport.proto = self.proto
-            extra = {"peername": address_of(address, n)}
-            if self.local is not None:
-                extra["sockname"] = self.local
+            transport.local = self.local
+            extra = None
+            if n <= sizeof(transport.peer):
+                memcpy(transport.peer, address, n)
+                transport.peer_length = <uint8_t>n
+            else:
+                extra = {"peername": address_of(address, n)}
+                if self.local is not None:
+                    extra["sockname"] = self.local
             transport.open(self.loop, fd, None, protocol, extra, self.server)
+            if extra is None:
+                transport.extra = None  # made when asked for
         except (SystemExit, KeyboardInterrupt):
             self.refuse(fd, transport)
             raise
