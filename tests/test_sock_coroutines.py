@@ -6,14 +6,13 @@ import gc
 import inspect
 import io
 import os
-import socket
 import sys
 import types
 import warnings
 import weakref
 
 import pytest
-from test_sock_calls import pair, suspended, tcp_pair, udp
+from test_sock_calls import pair, suspended, tcp_pair, udp, until
 
 import aiounify
 from aiounify._core.endpoint import Wait
@@ -225,8 +224,7 @@ async def test_sent_to_by_hand(unix):
     assert wait.remove_done_callback(print) == 1
     assert wait.remove_done_callback(print) == 0
     other.send(b"x")
-    while not called:
-        await asyncio.sleep(0)
+    await until(lambda: called)
     assert called == [wait, wait]
     assert wait.done()
     assert not wait.cancelled()
@@ -362,8 +360,8 @@ async def test_it_refuses_to_run_inside_itself(unix):
 
 
 def test_a_call_that_is_dropped_warns(loop, unix, unawaited):
-    for name, call in calls(loop, unix[0]).items():
-        del call
+    made = calls(loop, unix[0])
+    del made
     gc.collect()
     assert sorted(str(each.message) for each in unawaited) == sorted(
         f"coroutine 'EventLoop.{name}' was never awaited" for name in calls_of_loop()
@@ -525,15 +523,13 @@ def test_after_a_fork(loop, unix):
 def test_loops_that_are_dropped_while_calls_wait(loop_factory, kept):
     """Calls, waits, sockets: everything is collected, and no descriptor is left."""
     loop = loop_factory()
-    one, other = socket.socketpair()
-    for sock in (one, other):
-        sock.setblocking(False)
+    one, other = pair("unix")
 
-    async def waits():
+    async def waits(loop, one, other):
         with one, other:
             await asyncio.gather(loop.sock_recv(one, 1), loop.sock_sendall(one, bytes(8 << 20)))
 
-    task = loop.create_task(waits())
+    task = loop.create_task(waits(loop, one, other))
     for _ in range(4):
         loop.call_soon(loop.stop)
         loop.run_forever()
@@ -544,7 +540,7 @@ def test_loops_that_are_dropped_while_calls_wait(loop_factory, kept):
         each._log_destroy_pending = False
     del each
     socks = [weakref.ref(one), weakref.ref(other)]
-    del one, other, sock, waits
+    del one, other
     loop.close()
     keep = {"nothing": None, "task": task, "loop": loop}[kept]
     del task, loop
