@@ -81,7 +81,7 @@ async def test_a_number_comes_back_from_a_transport():
             await until(lambda one=one: one.fileno() < 0)
 
 
-# -- closing, and numbers that are used again -------------------------------------------------------
+# -- closing, and numbers that are used again --------------------------------------------------
 
 
 def at_number(number, make):
