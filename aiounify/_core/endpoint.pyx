@@ -86,7 +86,7 @@ cdef extern from "Python.h":
     void Py_DECREF(PyObject *)
 
 cdef enum:
-    IDLE_EVENTS = 4          # events in a row that nobody waited for
+    IDLE_EVENTS = 16         # events in a row that nobody waited for
 
 
 @cython.no_gc_clear  # calls use the reactor unchecked; the backlog and the waits break cycles
