@@ -524,7 +524,7 @@ cdef class UringReactor(Reactor):
         if ring_unsubmitted(&self.ring) or ring_cq_ready(&self.ring) \
                 or ring_wants_enter(&self.ring) or self.q.head != self.q.tail:
             return False
-        self.n_polls += 1
+        self.n_waits += 1
         self.n_syscalls += 1
         with nogil:
             n = epoll_wait(self.epfd, self.events, MAX_EVENTS, 0)
