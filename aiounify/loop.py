@@ -290,25 +290,22 @@ class EventLoop(SocketCalls, SelectorEventLoop):  # type: ignore[misc]
             )
             return
 
-        def out_of_resources(exc: OSError) -> None:
+        def out_of_resources(acceptor: Acceptor, exc: OSError, first: bool) -> None:
             # The kernel goes on reporting the socket as ready, so pause for a while.
-            self.call_exception_handler(
-                {
-                    "message": "socket.accept() out of system resource",
-                    "exception": exc,
-                    "socket": trsock.TransportSocket(sock),
-                }
-            )
             self._remove_reader(sock.fileno())
-            self.call_later(
-                constants.ACCEPT_RETRY_DELAY,
-                self._start_serving,
-                protocol_factory,
-                sock,
-                None,
-                server,
-                backlog,
-            )
+            self.call_later(constants.ACCEPT_RETRY_DELAY, accept_again, acceptor)
+            if first:
+                self.call_exception_handler(
+                    {
+                        "message": "socket.accept() out of system resource",
+                        "exception": exc,
+                        "socket": trsock.TransportSocket(sock),
+                    }
+                )
+
+        def accept_again(acceptor: Acceptor) -> None:
+            if sock.fileno() >= 0:  # not closed meanwhile
+                self._add_reader(sock.fileno(), acceptor)
 
         # Accepted sockets inherit it from the listening one: a system call less for each.
         asyncio.base_events._set_nodelay(sock)  # type: ignore[attr-defined]

@@ -214,3 +214,32 @@ async def test_the_loop_stops_with_sends_waiting(family):
         assert await receive(peer, len(WHOLE)) == WHOLE  # once, and by the parent
         with pytest.raises(BlockingIOError):
             peer.recv(1)
+
+
+@families
+@every_loop
+async def test_answers_leave_before_callbacks_run(family):
+    """However long those take: nobody can know."""
+    loop = asyncio.get_running_loop()
+    seen = []
+
+    class Answering(Recorder):
+        def data_received(self, data):
+            for piece in PIECES:
+                self.transport.write(piece)
+            loop.call_soon(look, self.peer)
+
+    def look(peer):
+        peer.settimeout(10)  # blocks the loop, as a program should not
+        seen.append(peer.recv(1000))
+
+    async with joined(family, Answering) as (one, peer), joined(family, Answering) as (two, twin):
+        one.peer, two.peer = peer, twin
+        for _ in range(5):
+            seen.clear()
+            peer.send(b"ask")
+            twin.send(b"ask")
+            await until(lambda: len(seen) == 2)
+            assert seen == [WHOLE, WHOLE]
+            peer.setblocking(False)
+            twin.setblocking(False)

@@ -396,6 +396,9 @@ cdef class Scheduler:
         cdef BacklogObject *q = self.q
         cdef HandleObject *handle
         q.n_callbacks += todo
+        if todo and q.unsent_ns:
+            # Protocols have written; nobody knows how long the callbacks take.
+            self.reactor.submit_sends()
         if q.state:
             return self.run_handles_slowly(todo)
         while todo and q.head != q.tail and not q.state & STATE_FORKED:

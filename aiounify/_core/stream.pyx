@@ -1012,12 +1012,17 @@ cdef class Acceptor:
     accept4 until the backlog is empty, at most `backlog` times a turn.  No socket
     object, no task and no hop through the loop for each connection: the transport is
     made from the descriptor and the protocol gets connection_made at once.
+
+    By readiness on the ring too.  A multishot accept waits exclusively: of several
+    processes that share a listening socket the kernel wakes one, which may be busy, and
+    the connection waits for it while the others are idle.  Nor does it tell the peer's
+    address, so that the system call it saves is spent on getpeername.
     """
 
     cdef object loop, factory, sock, server, restart
     cdef object local           # the address of all that are accepted, if it is one
     cdef int fd, backlog, family, proto
-    cdef object make_factory
+    cdef bint exhausted         # the last attempt failed for want of descriptors or memory
 
     def __init__(self, loop, factory, sock, server, int backlog, restart):
         self.loop = loop
@@ -1050,9 +1055,12 @@ cdef class Acceptor:
                     return
                 exc = OSError(error, os.strerror(error))
                 if error in (EMFILE, ENFILE, ENOBUFS, ENOMEM):
-                    self.restart(exc)
+                    first = not self.exhausted
+                    self.exhausted = True
+                    self.restart(self, exc, first)
                     return
                 raise exc
+            self.exhausted = False
             self.accepted(fd, &address, n)
 
     cdef int accepted(self, int fd, sockaddr_storage *address, socklen_t n) except -1:
