@@ -773,6 +773,20 @@ async def test_repr():
     assert loop.is_running()
 
 
+async def test_programs_may_add_attributes_and_replace_methods():
+    """CPython's own tests of child processes do."""
+    async with reading() as (protocol, peer):
+        called = []
+        protocol.transport.note = "mine"
+        protocol.transport.pause_reading = lambda: called.append("pause_reading")
+        protocol.doing["data_received"] = lambda p: p.transport.pause_reading()
+        peer.write(b"x")
+        await until(lambda: called == ["pause_reading"])
+        assert protocol.transport.note == "mine"
+        peer.write(b"y")
+        await until(lambda: protocol.received == b"xy")
+
+
 async def test_debug_mode_logs(caplog):
     loop = asyncio.get_running_loop()
     loop.set_debug(True)
