@@ -8,7 +8,7 @@ from setuptools import Extension, setup
 
 CFLAGS = ["-O3", "-fno-semantic-interposition", "-Wall", "-Wno-unused-function"]
 CORE = ["scheduler", "reactor", "uring", "epoll", "address", "endpoint", "sock_calls"]
-CORE += ["transport", "socket_transport", "stream", "datagram", "pipe"]
+CORE += ["transport", "socket_transport", "stream", "datagram", "pipe", "pipe_read", "pipe_write"]
 
 
 def headers(source: Path) -> set[str]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 
 from aiounify._core import pipe
-from aiounify._core.pipe import ReadPipeTransport as NativeReadPipeTransport
-from aiounify._core.pipe import WritePipeTransport as NativeWritePipeTransport
+from aiounify._core.pipe_read import ReadPipeTransport as NativeReadPipeTransport
+from aiounify._core.pipe_write import WritePipeTransport as NativeWritePipeTransport
 
 __all__ = ["NativeReadPipeTransport", "NativeWritePipeTransport"]
 

@@ -18,7 +18,8 @@ from io import FileIO
 
 import pytest
 
-from aiounify._core.pipe import ReadPipeTransport, WritePipeTransport
+from aiounify._core.pipe_read import ReadPipeTransport
+from aiounify._core.pipe_write import WritePipeTransport
 
 pytestmark = [pytest.mark.every_reactor, pytest.mark.as_asyncio]
 
