@@ -7,7 +7,7 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 
 CFLAGS = ["-O3", "-fno-semantic-interposition", "-Wall", "-Wno-unused-function"]
-CORE = ["scheduler", "reactor", "uring", "epoll"]
+CORE = ["scheduler", "reactor", "uring", "epoll", "address", "endpoint", "sock_calls"]
 CORE += ["transport", "socket_transport", "stream", "datagram", "pipe"]
 
 

@@ -20,6 +20,7 @@ from importlib.machinery import ModuleSpec, SourceFileLoader, SourcelessFileLoad
 from typing import NamedTuple, NoReturn
 
 import aiounify
+from aiounify._pipe_end import run_tool
 from aiounify.features import backend_line
 
 USAGE = """\
@@ -215,6 +216,23 @@ def _show_features() -> None:
 
 def main(arguments: list[str]) -> int:
     """The command, with its arguments; does not return if it runs a program."""
+    if _names_a_program(arguments):
+        _run(arguments)
+    return run_tool(_answer, arguments)
+
+
+def _names_a_program(arguments: list[str]) -> bool:
+    """Whether it is a program that is to be run, and not a command of this one's own."""
+    if not arguments:
+        return False
+    first = arguments[0]
+    if first == "-m":
+        return len(arguments) > 1
+    return first != "bench" and not first.startswith("-") and os.path.exists(first)  # noqa: PTH110
+
+
+def _answer(arguments: list[str]) -> int:
+    """Anything but running a program."""
     if not arguments:
         _show_features()
         return 0
@@ -229,13 +247,11 @@ def main(arguments: list[str]) -> int:
         from aiounify import bench
 
         return bench.main(arguments[1:])
-    if first == "-m" and len(arguments) == 1:
+    if first == "-m":
         return _refuse("-m needs the name of a module")
-    if first.startswith("-") and first != "-m":
+    if first.startswith("-"):
         return _refuse(f"unknown option {first}")
-    if first != "-m" and not os.path.exists(first):  # noqa: PTH110
-        return _refuse(f"{first!r} is neither a file nor a command (the command is: bench)")
-    _run(arguments)
+    return _refuse(f"{first!r} is neither a file nor a command (the command is: bench)")
 
 
 def _refuse(why: str) -> int:

@@ -21,6 +21,8 @@ OPERATION_NAMES = {
     14: "async_cancel",
     22: "read",
     23: "write",
+    26: "send",
+    27: "recv",
     49: "read_multishot",
     50: "waitid",
     51: "futex_wait",

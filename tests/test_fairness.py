@@ -195,6 +195,44 @@ async def test_busy_descriptors_do_not_starve_callbacks_or_timers():
         b.close()
 
 
+async def test_busy_connections_do_not_starve_callbacks_or_timers():
+    """Protocols that answer each other while their data is delivered, without an end."""
+    loop = asyncio.get_running_loop()
+    messages = 0
+
+    class Echo(asyncio.Protocol):
+        def connection_made(self, transport):
+            self.transport = transport
+            self.lost = loop.create_future()
+
+        def data_received(self, data):
+            nonlocal messages
+            messages += 1
+            for _ in range(1000):  # slow, so that sends have to be submitted meanwhile
+                pass
+            if messages < 100_000:
+                self.transport.write(data)
+
+        def connection_lost(self, exc):
+            self.lost.set_result(exc)
+
+    protocols = []
+    for _ in range(20):
+        for sock in socket.socketpair():
+            _, protocol = await loop.create_connection(Echo, sock=sock)
+            protocols.append(protocol)
+    for protocol in protocols:
+        protocol.transport.write(b"ball")
+    for _ in range(5):
+        await asyncio.sleep(0.001)
+        await asyncio.sleep(0)
+    heard = messages
+    for protocol in protocols:
+        protocol.transport.abort()
+        await protocol.lost
+    assert 0 < heard < 100_000
+
+
 async def test_descriptor_that_is_always_ready_keeps_nothing_away():
     """Neither operations, nor timers, nor other threads, nor signals; one after the other,
     so that none of them helps another."""

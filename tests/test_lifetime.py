@@ -469,6 +469,10 @@ def test_no_descriptors_left_for_a_loop(run_program, backend):
     run_program("emfile", backend)
 
 
+def test_a_busy_process_keeps_no_connections(run_program, backend):
+    run_program("shared_listener", backend)
+
+
 def test_end_of_the_interpreter(run_program, backend):
     """A loop that is alive, or runs, when the interpreter ends must not crash it."""
     done = run_program("exit_with_loop", backend, options=("-X", "dev"))

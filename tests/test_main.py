@@ -104,6 +104,95 @@ def test_bench():
     assert python("-m", "aiounify", "bench", "no such row").returncode == 2
 
 
+# -- output that nobody reads: `python -m aiounify | head -2` -------------------------
+
+
+def unread(*args: object, stream: str = "stdout", cwd: Path | None = None):
+    """The status of a command one of whose streams has no reader, and what the other one got."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(
+            [sys.executable, *map(str, args)],
+            cwd=cwd,
+            env=environment(),
+            stdin=subprocess.DEVNULL,
+            **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, stream: writer},
+            timeout=50,
+            check=False,
+        )
+    finally:
+        os.close(writer)
+    return done.returncode, done.stderr if stream == "stdout" else done.stdout
+
+
+@pytest.mark.parametrize("unbuffered", [[], ["-u"]], ids=["", "unbuffered"])
+@pytest.mark.parametrize(
+    ("command", "stream"),
+    [
+        (["aiounify"], "stdout"),
+        (["aiounify", "--help"], "stdout"),
+        (["aiounify", "--version"], "stdout"),
+        (["aiounify", "bench", "list"], "stdout"),
+        (["aiounify.bench", "list"], "stdout"),
+        (["aiounify", "--frobnicate"], "stderr"),
+        (["aiounify", "bench", "no such row"], "stderr"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else value,
+)
+def test_output_without_a_reader(tmp_path, command, stream, unbuffered):
+    """Killed by SIGPIPE without a word, as the tools of the system are."""
+    status, rest = unread(*unbuffered, "-m", *command, stream=stream, cwd=tmp_path)
+    assert rest == b""
+    assert status == -signal.SIGPIPE
+
+
+def test_help_of_the_benchmark_without_a_reader():
+    """argparse itself ignores that its help cannot be written."""
+    status, rest = unread("-m", "aiounify", "bench", "--help")
+    assert rest == b""
+    assert status in (0, -signal.SIGPIPE)
+
+
+def test_first_lines_of_the_output():
+    """`| head -2`: what was read before the reader went is what it is without head."""
+    command = f"{shlex.quote(sys.executable)} -u -m aiounify | head -n 2; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", command],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    *lines, status = done.stdout.splitlines()
+    assert lines == python("-m", "aiounify").stdout.splitlines()[:2]
+    # 0 if all of it was in the pipe before head went
+    assert status in ("0", "141")
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("code", ["print(1)", "print(1, flush=True)"])
+def test_a_program_whose_output_nobody_reads_ends_as_under_python(tmp_path, code):
+    (tmp_path / "program.py").write_text(code)
+    expected = unread("program.py", cwd=tmp_path)
+    assert unread("-m", "aiounify", "program.py", cwd=tmp_path) == expected
+    assert b"BrokenPipeError" in expected[1]
+
+
+def test_another_pipe_that_breaks_is_an_error():
+    """Whoever reads the output wants to know; only a tool without a reader is silent."""
+    code = (
+        "import os; from aiounify._pipe_end import run_tool\n"
+        "def tool(_):\n"
+        "    reader, writer = os.pipe(); os.close(reader); os.write(writer, b'x')\n"
+        "run_tool(tool, [])"
+    )
+    done = python("-c", code)
+    assert done.returncode == 1
+    assert done.stderr.endswith("BrokenPipeError: [Errno 32] Broken pipe\n")
+
+
 # -- running programs: in every respect as the interpreter does it ---------------------
 
 REPORT = """

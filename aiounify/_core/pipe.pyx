@@ -36,6 +36,7 @@ Rules of lifetime:
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from cpython.object cimport PyObject
 from libc.stdint cimport uint16_t, uint32_t
 from posix.unistd cimport read as c_read
@@ -66,7 +67,6 @@ from aiounify._core.transport cimport (
     Transport,
     gather,
     iovec,
-    keep_blocks,
     taken,
 )
 
@@ -111,8 +111,23 @@ cdef enum:
     LONG = SCRATCH // 4      # a read of this many bytes is a long one
     JOIN_MAX = 8192          # chunks of less in all are joined: cheaper than a vector
 
+cdef bint _blocks_kept = False
 cdef object _set_result = futures._set_result_unless_cancelled
 cdef dict _facades = {}
+
+
+cdef int keep_blocks() except -1:
+    """Have malloc keep freed blocks of the size of a bulk read, instead of unmapping them.
+
+    glibc maps blocks of 128 KiB and more until it has seen a larger one freed; cutting such a
+    block to what was read unmaps the rest, so that it never sees that.  Each read would
+    then map, fault in and unmap its memory, which costs as much as reading.  So free one.
+    """
+    global _blocks_kept
+    if not _blocks_kept:
+        _blocks_kept = True
+        PyMem_RawFree(PyMem_RawMalloc(BULK_MAX + 65536))
+    return 0
 
 
 cdef bint is_stream(int fd) noexcept:

@@ -9,7 +9,7 @@
  *
  * Memory: both rings and the submission entries are shared mappings, which are not
  * inherited by fork (MADV_DONTFORK): a child must not touch a struct ring, and
- * ring_abandon() is all it may call.
+ * ring_abandon() and buffers_abandon() are all it may call.
  */
 #ifndef AIOUNIFY_RING_H
 #define AIOUNIFY_RING_H
@@ -195,10 +195,12 @@ static void ring_close(struct ring *r)
 
 /* ---- provided buffers: memory the kernel picks from when data has come ------- */
 
+#define BUFFERS_FIRST 64
+
 struct buffers {
     struct au_buf *ring; /* one mapping: the ring, then the buffers */
     char *memory;
-    unsigned count, size, mask;
+    unsigned count, used, size, mask; /* the kernel was given `used` of them so far */
     uint16_t tail;
     size_t map_size;
 };
@@ -213,7 +215,21 @@ static inline void buffers_add(struct buffers *b, unsigned bid)
     __atomic_store_n(&b->ring[0].tail, b->tail, __ATOMIC_RELEASE);
 }
 
-/* Make `count` (a power of two) buffers of `size` bytes, group 0 of the ring. */
+/* Give the kernel as many again as it has; 0 if all are in use already.
+ *
+ * The kernel takes them in turn, so each that it has is touched sooner or later: as few as
+ * do keep the working set in the processor's cache. */
+static inline unsigned buffers_more(struct buffers *b)
+{
+    unsigned more = b->used ? b->used : b->count < BUFFERS_FIRST ? b->count : BUFFERS_FIRST;
+    if (more > b->count - b->used)
+        more = b->count - b->used;
+    for (unsigned i = 0; i < more; i++)
+        buffers_add(b, b->used++);
+    return more;
+}
+
+/* Room for `count` (a power of two) buffers of `size` bytes, group 0 of the ring. */
 static int buffers_open(struct buffers *b, struct ring *r, unsigned count, unsigned size)
 {
     struct au_buf_reg reg;
@@ -238,8 +254,7 @@ static int buffers_open(struct buffers *b, struct ring *r, unsigned count, unsig
         b->ring = NULL;
         return error;
     }
-    for (unsigned i = 0; i < count; i++)
-        buffers_add(b, i);
+    buffers_more(b);
     return 0;
 }
 
@@ -250,6 +265,9 @@ static void buffers_close(struct buffers *b)
         munmap(b->ring, b->map_size);
     b->ring = NULL;
 }
+
+/* In a forked child the mapping is not there, and its addresses may be others'. */
+static void buffers_abandon(struct buffers *b) { b->ring = NULL; }
 
 /* In a forked child: the mappings are not there, only the descriptor is. */
 static void ring_abandon(struct ring *r)
@@ -283,6 +301,12 @@ static inline int ring_wants_enter(struct ring *r)
 {
     return (__atomic_load_n(r->sq_flags, __ATOMIC_RELAXED)
             & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW)) != 0;
+}
+
+/* Does the kernel keep completions for which the completion ring has no room? */
+static inline int ring_overflown(struct ring *r)
+{
+    return (__atomic_load_n(r->sq_flags, __ATOMIC_RELAXED) & IORING_SQ_CQ_OVERFLOW) != 0;
 }
 
 static inline unsigned ring_cq_ready(struct ring *r)

@@ -1,5 +1,6 @@
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint8_t, uint32_t
 
+from aiounify._core.address cimport socklen_t
 from aiounify._core.transport cimport Transport, iovec
 
 
@@ -10,14 +11,6 @@ cdef extern from "<sys/socket.h>" nogil:
         SOCK_NONBLOCK
         SOCK_CLOEXEC
         SHUT_WR
-        AF_INET
-        AF_INET6
-        AF_UNIX
-    ctypedef unsigned int socklen_t
-    struct sockaddr:
-        unsigned short sa_family
-    struct sockaddr_storage:
-        unsigned short ss_family
     struct msghdr:
         void *msg_name
         socklen_t msg_namelen
@@ -25,14 +18,14 @@ cdef extern from "<sys/socket.h>" nogil:
         size_t msg_iovlen
 
 
-cdef object address_of(sockaddr_storage *a)
-
-
 cdef class SocketTransport(Transport):
     cdef readonly int _sock_fd
     cdef object sock            # the socket object, once there is one
     cdef readonly object _server
-    cdef int family, kind
+    cdef object local           # "sockname", if all that one server accepts have the same
+    cdef char[28] peer          # "peername" as the kernel gave it: no longer than sockaddr_in6
+    cdef uint8_t peer_length
+    cdef int family, kind, proto
     cdef bint protocol_connected, started
     cdef bint receiving         # a receive is in the ring
     cdef bint sending           # a send is in the ring
@@ -41,6 +34,7 @@ cdef class SocketTransport(Transport):
     cdef bint lost_called       # connection_lost was called; the descriptor waits for the ring
 
     cdef int open(self, loop, int fd, sock, protocol, extra, server) except -1
+    cdef dict facts(self)
     cdef int remember_sockname(self) except -1
     cdef int wait_for(self, uint32_t events) except -1
     cdef int start_reading(self) except -1

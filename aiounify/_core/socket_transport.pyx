@@ -17,7 +17,8 @@ Rules of lifetime:
 """
 
 from cpython.object cimport PyObject
-from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.stdint cimport uint32_t
+from libc.string cimport memcpy
 from posix.unistd cimport close as c_close
 
 import asyncio
@@ -26,51 +27,14 @@ import warnings
 from asyncio import trsock
 from asyncio.log import logger
 
+from aiounify._core.address cimport address_of, sockaddr, sockaddr_storage, socklen_t
 from aiounify._core.backlog cimport STATE_FORKED
 from aiounify._core.reactor cimport Reactor
 from aiounify._core.transport cimport Transport
 
 
-cdef extern from "<netinet/in.h>" nogil:
-    struct in_addr:
-        uint32_t s_addr
-    struct in6_addr:
-        uint8_t s6_addr[16]
-    struct sockaddr_in:
-        uint16_t sin_port
-        in_addr sin_addr
-    struct sockaddr_in6:
-        uint16_t sin6_port
-        uint32_t sin6_flowinfo
-        in6_addr sin6_addr
-        uint32_t sin6_scope_id
-    uint16_t ntohs(uint16_t)
-    uint32_t ntohl(uint32_t)
-
 cdef extern from "<sys/socket.h>" nogil:
     int getsockname(int fd, sockaddr *addr, socklen_t *n)
-
-cdef extern from "<arpa/inet.h>" nogil:
-    const char *inet_ntop(int af, const void *src, char *dst, socklen_t size)
-
-
-cdef object address_of(sockaddr_storage *a):
-    """The address of a peer as the socket module gives it; "" for an unnamed unix socket."""
-    cdef char[64] text
-    cdef sockaddr_in *v4 = <sockaddr_in *>a
-    cdef sockaddr_in6 *v6 = <sockaddr_in6 *>a
-    if a.ss_family == AF_INET:
-        inet_ntop(AF_INET, &v4.sin_addr, text, sizeof(text))
-        return (text.decode(), ntohs(v4.sin_port))
-    if a.ss_family == AF_INET6:
-        inet_ntop(AF_INET6, &v6.sin6_addr, text, sizeof(text))
-        host = text.decode()
-        if v6.sin6_scope_id:
-            # the socket module names the interface: fe80::1%eth0
-            number = (host, ntohs(v6.sin6_port), 0, v6.sin6_scope_id)
-            host = socket.getnameinfo(number, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)[0]
-        return (host, ntohs(v6.sin6_port), ntohl(v6.sin6_flowinfo), v6.sin6_scope_id)
-    return ""
 
 cdef class SocketTransport(Transport):
     """A socket under a protocol; what it is to isinstance() is given by its kind."""
@@ -96,16 +60,19 @@ cdef class SocketTransport(Transport):
     def _sock(self):
         """The socket object; made when first asked for."""
         if self.sock is None and self._sock_fd >= 0 and self._loop is not None:
-            self.sock = socket.socket(self.family, self.kind, -1, self._sock_fd)
-            self.sock.setblocking(False)
+            # All of it is known, so the socket module asks the kernel for none of it.
+            self.sock = socket.socket(
+                self.family, self.kind | SOCK_NONBLOCK, self.proto, self._sock_fd
+            )
         return self.sock
 
     # -- what a protocol can ask ------------------------------------------------
 
     def get_extra_info(self, name, default=None):
         """As asyncio's: "socket", "sockname", "peername" and what the maker added."""
-        if name in self.extra:
-            return self.extra[name]
+        cdef dict extra = self.facts()
+        if name in extra:
+            return extra[name]
         if self._loop is None:
             return default
         if name == "socket":
@@ -117,20 +84,32 @@ cdef class SocketTransport(Transport):
                 found = None
         else:
             return default
-        self.extra[name] = found
+        extra[name] = found
         return found
+
+    cdef dict facts(self):
+        """What get_extra_info() knows; of accepted connections made when first asked for."""
+        cdef sockaddr_storage name
+        if self.extra is None:
+            self.extra = {}
+            if self.peer_length:
+                memcpy(&name, self.peer, self.peer_length)
+                self.extra["peername"] = address_of(&name, self.peer_length)
+            if self.local is not None:
+                self.extra["sockname"] = self.local
+        return self.extra
 
     @property
     def _extra(self):
         for name in ("socket", "sockname", "peername"):
             self.get_extra_info(name)
-        return self.extra
+        return self.facts()
 
     cdef int remember_sockname(self) except -1:
         """Programs ask for it after the connection is closed, too."""
         cdef sockaddr_storage name
         cdef socklen_t length = sizeof(name)
-        if "sockname" in self.extra:
+        if self.local is not None or "sockname" in self.facts():
             return 0
         if self.sock is not None:
             try:
@@ -138,7 +117,7 @@ cdef class SocketTransport(Transport):
             except OSError:
                 self.extra["sockname"] = None
         elif getsockname(self._sock_fd, <sockaddr *>&name, &length) == 0:
-            self.extra["sockname"] = address_of(&name)
+            self.extra["sockname"] = address_of(&name, length)
         return 0
 
     # -- beginning and end --------------------------------------------------------

@@ -83,7 +83,7 @@ class Acceptor:
         sock: socket.socket,
         server: Any,
         backlog: int,
-        restart: Callable[[OSError], object],
+        restart: Callable[[Acceptor, OSError, bool], object],
     ) -> None: ...
     # takes none; the signature is that of every compiled class with __call__
     def __call__(self, *args: Any, **kwargs: Any) -> None: ...

@@ -42,6 +42,5 @@ cdef class Transport(Watched):
     cdef int flow(self, str name) except -1
 
 
-cdef int keep_blocks() except -1
 cdef int gather(list chunks, Py_ssize_t offset, iovec *vec) noexcept
 cdef Py_ssize_t taken(list chunks, Py_ssize_t offset, Py_ssize_t n) except -1

@@ -14,7 +14,6 @@ Rules:
 * This class watches no descriptor and closes none: its subclasses do.
 """
 
-from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from cpython.object cimport PyObject
 
 from asyncio import constants
@@ -158,25 +157,6 @@ cdef class Transport(Watched):
                 "protocol": self._protocol,
             })
         return 0
-
-
-# -- large reads --------------------------------------------------------------------------
-
-cdef bint _blocks_kept = False
-
-
-cdef int keep_blocks() except -1:
-    """Have malloc keep freed blocks of the size of a bulk read, instead of unmapping them.
-
-    glibc maps blocks of 128 KiB and more until it has seen a larger one freed; cutting such a
-    block to what was read unmaps the rest, so that it never sees that.  Each read would
-    then map, fault in and unmap its memory, which costs as much as reading.  So free one.
-    """
-    global _blocks_kept
-    if not _blocks_kept:
-        _blocks_kept = True
-        PyMem_RawFree(PyMem_RawMalloc(BULK_MAX + 65536))
-    return 0
 
 
 # -- the queue of what is to be sent ----------------------------------------------------

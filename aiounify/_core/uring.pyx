@@ -47,6 +47,7 @@ from aiounify._core.reactor cimport (
     EBUSY,
     ECANCELED,
     EINTR,
+    ENOBUFS,
     ENOSYS,
     EPOLLIN,
     ETIME,
@@ -117,7 +118,9 @@ cdef extern from "ring.h" nogil:
 
     int buffers_open(buffers *b, ring *r, unsigned count, unsigned size)
     void buffers_close(buffers *b)
+    void buffers_abandon(buffers *b)
     void buffers_add(buffers *b, unsigned bid)
+    unsigned buffers_more(buffers *b)
 
     struct ring:
         int fd
@@ -137,6 +140,7 @@ cdef extern from "ring.h" nogil:
     unsigned ring_unsubmitted(ring *r)
     bint ring_full(ring *r)
     bint ring_wants_enter(ring *r)
+    bint ring_overflown(ring *r)
     unsigned ring_cq_ready(ring *r)
     au_cqe *ring_cqe(ring *r)
     void ring_cq_advance(ring *r)
@@ -160,7 +164,7 @@ cdef enum:
     TAG_SEND = 2         # ... whose send this is
     TAG_BITS = 15
     BUFFER_SIZE = 16384
-    BUFFER_COUNT = 512   # at most half of a completion ring
+    BUFFER_COUNT = 512   # at most; at first 64, see buffers_more()
     CLOCK_TURNS = 4      # turns with callbacks ready between two looks at the clock
     DEFER_NS = 50_000    # time after which such turns arm the epoll set again
     HOT_NS = 5_000       # a wait that is shorter did not sleep
@@ -230,6 +234,18 @@ def probe():
     return _probe
 
 
+# Called through pointers that do not propagate: see stream_ready in reactor.pyx.
+ctypedef int (*ended_call)(Watched, int) noexcept
+ctypedef int (*received_call)(Watched, char *, int, int) noexcept
+
+cdef int stream_receive_ended(Watched stream, int result) except -1:
+    return stream.receive_ended(result)
+
+
+cdef int stream_received(Watched stream, char *data, int n, int buffer) except -1:
+    return stream.received_in(data, n, buffer)
+
+
 cdef class UringReactor(Reactor):
     """One ring, made disabled with the loop and enabled by the thread that runs it.
 
@@ -242,6 +258,8 @@ cdef class UringReactor(Reactor):
     cdef unsigned buffer_count
     cdef unsigned n_sends      # in flight
     cdef list parked           # operations for which there was no room before the loop runs
+    cdef list held             # completions taken off the ring and not delivered yet, or None
+    cdef bint moving           # receives that end are started by move_ring(), in the new ring
     cdef int thread            # the thread the ring is bound to, 0 before the first run
     cdef bint epoll_armed
     cdef bint has_epoll_wait
@@ -291,22 +309,11 @@ cdef class UringReactor(Reactor):
         return self.has_epoll_wait
 
     cdef int start(self) except -1:
-        cdef int error, thread = gettid()
+        cdef int thread = gettid()
         if self.ring.fd < 0 or (self.thread and self.thread != thread):
-            if self.ring.fd >= 0:  # else an earlier move failed
-                self.reap()
-            if self.q.in_flight.next != &self.q.in_flight or self.n_sends:
-                raise RuntimeError(
-                    "this event loop has operations in flight that belong to the thread it ran "
-                    "in before; run it in that thread, or close what it has open first"
-                )
-            self.move_ring()
-        if not self.thread:
-            error = ring_enable(&self.ring)
-            if error:
-                raise OSError(-error, f"enabling the io_uring: {os.strerror(-error)}")
-            self.thread = thread
-            self.n_syscalls += 1
+            self.leave_thread()
+        elif not self.thread:
+            self.bind(thread)
         ring_register_fd(&self.ring)
         self.n_syscalls += 1
         Reactor.start(self)
@@ -315,12 +322,48 @@ cdef class UringReactor(Reactor):
             self.prepare(<Op>op)
         return 0
 
+    cdef int bind(self, int thread) except -1:
+        """From now on the ring is this thread's."""
+        cdef int error = ring_enable(&self.ring)
+        if error:
+            raise OSError(-error, f"enabling the io_uring: {os.strerror(-error)}")
+        self.thread = thread
+        self.n_syscalls += 1
+        return 0
+
+    cdef int leave_thread(self) except -1:
+        """The loop ran in another thread before, and its ring is bound to that one."""
+        cdef OpLink *link = self.q.in_flight.next
+        cdef Py_ssize_t left = self.n_sends
+        if self.ring.fd >= 0:  # else an earlier move failed
+            self.hold()
+        while link != &self.q.in_flight:
+            left += 1
+            link = link.next
+        for user_data, _, flags in self.held or ():
+            if user_data >= MARKS_END and user_data & TAG_BITS != TAG_RECEIVE \
+                    and not flags & IORING_CQE_F_MORE:
+                left -= 1
+        if left:
+            raise RuntimeError(
+                "this event loop has operations in flight that belong to the thread it ran "
+                "in before; run it in that thread, or close what it has open first"
+            )
+        self.thread = -1  # whatever a protocol raises now, the next start goes on from here
+        self.moving = True
+        try:
+            self.deliver_held()
+        finally:
+            self.moving = False
+        return self.move_ring()
+
     cdef int move_ring(self) except -1:
         """A new ring, for another thread.
 
         Data is received only while the ring's own thread is in the kernel, so all that
         was received is in completions that were reaped; the receives themselves are
-        cancelled by closing the old ring and started again.
+        cancelled by closing the old ring and started again.  The new ring is bound first:
+        there may be more of them than it has entries, and only its thread can submit.
         """
         cdef int fd
         cdef list streams = []
@@ -329,6 +372,7 @@ cdef class UringReactor(Reactor):
         self.thread = 0
         self.epoll_armed = False
         self.make_ring()
+        self.bind(gettid())
         for fd in range(self.q.n_slots):
             if self.q.slots[fd].stream != NULL:
                 streams.append(<object>self.q.slots[fd].stream)
@@ -340,13 +384,40 @@ cdef class UringReactor(Reactor):
         try:
             if ring_unsubmitted(&self.ring):
                 self.enter()
+            while ring_overflown(&self.ring):
+                # Another thread may run the loop next, and could not ask for them.
+                self.hold()
+                self.enter()
         finally:
             ring_unregister_fd(&self.ring)
             self.n_syscalls += 1
         return Reactor.stop(self)
 
+    cdef int hold(self) except -1:
+        """Empty the completion ring without delivering anything."""
+        cdef au_cqe *cqe
+        if self.held is None:
+            self.held = []
+        while ring_cq_ready(&self.ring):
+            cqe = ring_cqe(&self.ring)
+            self.held.append((cqe.user_data, cqe.res, cqe.flags))
+            ring_cq_advance(&self.ring)
+        return 0
+
+    cdef int deliver_held(self) except -1:
+        """Deliver what hold() put aside, in order."""
+        cdef au_cqe cqe
+        memset(&cqe, 0, sizeof(cqe))
+        while self.held and not self.closed:
+            cqe.user_data, cqe.res, cqe.flags = self.held.pop(0)
+            self.take(&cqe)
+        self.held = None
+        return 0
+
     cdef inline int enter(self) except -1:
-        cdef int n = ring_enter(&self.ring)
+        cdef int n
+        self.submissions += 1
+        n = ring_enter(&self.ring)
         self.n_syscalls += 1
         self.q.unsent_ns = 0
         if n < 0 and n != -EINTR and n != -EBUSY and n != -EAGAIN:
@@ -399,7 +470,7 @@ cdef class UringReactor(Reactor):
         self.looked = self.epoll_armed
         if ring_unsubmitted(&self.ring) or ring_wants_enter(&self.ring):
             self.enter()
-        if ring_cq_ready(&self.ring):
+        if ring_cq_ready(&self.ring) or self.held is not None:
             self.reap()
         if self.turns_unbroken >= BREATHE_TURNS:
             self.turns_unbroken = 0
@@ -417,13 +488,15 @@ cdef class UringReactor(Reactor):
                 return 0
             self.arm_epoll()
         before = monotonic_ns()
-        if deadline <= before or self.q.head != self.q.tail or ring_cq_ready(&self.ring):
+        if deadline <= before or self.q.head != self.q.tail or ring_cq_ready(&self.ring) \
+                or self.held is not None:
             if ring_unsubmitted(&self.ring) or ring_wants_enter(&self.ring):
                 self.enter()
             self.reap()
             return 0
         self.q.sleeping = 1
         self.q.unsent_ns = 0
+        self.submissions += 1
         with nogil:
             n = ring_wait(&self.ring, -1 if deadline == NEVER else deadline, before)
             after = monotonic_ns()
@@ -451,7 +524,7 @@ cdef class UringReactor(Reactor):
         if ring_unsubmitted(&self.ring) or ring_cq_ready(&self.ring) \
                 or ring_wants_enter(&self.ring) or self.q.head != self.q.tail:
             return False
-        self.n_polls += 1
+        self.n_waits += 1
         self.n_syscalls += 1
         with nogil:
             n = epoll_wait(self.epfd, self.events, MAX_EVENTS, 0)
@@ -466,63 +539,76 @@ cdef class UringReactor(Reactor):
         return True
 
     cdef int reap(self) except -1:
-        """Take every completion that is there."""
+        """Take the completions that are there now.
+
+        What comes while they are delivered is for the next turn: protocols that answer
+        each other would otherwise keep timers and callbacks from ever running.
+        """
         cdef au_cqe cqe
-        cdef int n
-        while ring_cq_ready(&self.ring):
+        cdef unsigned n = ring_cq_ready(&self.ring)
+        if self.held is not None:
+            self.deliver_held()
+        while n and not self.closed:  # closed: a callback forked, and this is the child
+            n -= 1
             cqe = ring_cqe(&self.ring)[0]
             ring_cq_advance(&self.ring)
-            if cqe.user_data == MARK_EPOLL:
-                self.epoll_armed = False
-                n = cqe.res
-                if n < 0 and n != -ECANCELED and n != -EINTR and n != -EAGAIN:
-                    raise OSError(-n, f"waiting for the epoll set: {os.strerror(-n)}")
-                if n > 0 and not self.has_epoll_wait:
-                    n = epoll_wait(self.epfd, self.events, MAX_EVENTS, 0)
-                    self.n_syscalls += 1
-                if n > 0:
-                    self.dispatch(n)
-            elif cqe.user_data < MARKS_END:
-                pass
-            elif cqe.user_data & TAG_BITS == TAG_OP:
-                self.completed(<Op><PyObject *><size_t>cqe.user_data, cqe.res, cqe.flags,
-                               not cqe.flags & IORING_CQE_F_MORE)
-            else:
-                self.stream_completed(&cqe)
-                if self.q.unsent_ns and monotonic_ns() - self.q.unsent_ns > UNSENT_NS:
-                    self.enter()
+            self.take(&cqe)
+        return 0
+
+    cdef int take(self, au_cqe *cqe) except -1:
+        """Deliver one completion."""
+        cdef int n
+        if cqe.user_data == MARK_EPOLL:
+            self.epoll_armed = False
+            n = cqe.res
+            if n < 0 and n != -ECANCELED and n != -EINTR and n != -EAGAIN:
+                raise OSError(-n, f"waiting for the epoll set: {os.strerror(-n)}")
+            if n > 0 and not self.has_epoll_wait:
+                n = epoll_wait(self.epfd, self.events, MAX_EVENTS, 0)
+                self.n_syscalls += 1
+            if n > 0:
+                self.dispatch(n)
+        elif cqe.user_data < MARKS_END:
+            pass
+        elif cqe.user_data & TAG_BITS == TAG_OP:
+            self.completed(<Op><PyObject *><size_t>cqe.user_data, cqe.res, cqe.flags,
+                           not cqe.flags & IORING_CQE_F_MORE)
+        else:
+            self.stream_completed(cqe)
+            if self.q.unsent_ns and monotonic_ns() - self.q.unsent_ns > UNSENT_NS:
+                self.submit_sends()
         return 0
 
     # -- streams --------------------------------------------------------------
 
     cdef int stream_completed(self, au_cqe *cqe) except -1:
         cdef Watched stream = <Watched><PyObject *><size_t>(cqe.user_data & ~<uint64_t>TAG_BITS)
-        self.n_completions += 1
-        try:
-            self.tell_stream(stream, cqe)
-        except (SystemExit, KeyboardInterrupt):
-            raise
-        except BaseException as exc:
-            stream.failed(exc)
-        return 0
-
-    cdef int tell_stream(self, Watched stream, au_cqe *cqe) except -1:
         cdef int buffer
+        self.n_completions += 1
         if cqe.user_data & TAG_BITS == TAG_SEND:
             self.n_sends -= 1
-            return stream.sent(cqe.res)
-        try:
-            if cqe.flags & IORING_CQE_F_BUFFER:
-                buffer = cqe.flags >> IORING_CQE_BUFFER_SHIFT
-                if cqe.res > 0:
-                    stream.received_in(
-                        self.buffers.memory + <size_t>buffer * self.buffers.size, cqe.res, buffer
-                    )
-                else:
-                    self.give_back(buffer)
-        finally:
-            if not cqe.flags & IORING_CQE_F_MORE:
-                stream.receive_ended(cqe.res)
+            return self.tell_sent(stream, cqe.res)
+        if cqe.flags & IORING_CQE_F_BUFFER:
+            buffer = cqe.flags >> IORING_CQE_BUFFER_SHIFT
+            if cqe.res <= 0:
+                self.give_back(buffer)
+            elif (<received_call>stream_received)(
+                stream, self.buffers.memory + <size_t>buffer * self.buffers.size, cqe.res, buffer
+            ) < 0:
+                try:
+                    self.stream_raised(stream)
+                finally:
+                    self.receive_goes_on(stream, cqe)
+                return 0
+        return self.receive_goes_on(stream, cqe)
+
+    cdef inline int receive_goes_on(self, Watched stream, au_cqe *cqe) except -1:
+        """Unless this completion was the last of its receive."""
+        if not cqe.flags & IORING_CQE_F_MORE:
+            if cqe.res == -ENOBUFS and self.buffers.ring != NULL:
+                buffers_more(&self.buffers)
+            if (<ended_call>stream_receive_ended)(stream, cqe.res) < 0:
+                self.stream_raised(stream)
         return 0
 
     cdef bint receive_start(self, int fd, Watched stream) except -1:
@@ -530,6 +616,9 @@ cdef class UringReactor(Reactor):
         cdef au_sqe *sqe
         if self.no_buffers or self.ring.fd < 0:
             return False
+        if self.moving:
+            self.stream_hold(fd)
+            return True
         if self.buffers.ring == NULL:
             if buffers_open(&self.buffers, &self.ring, self.buffer_count, BUFFER_SIZE) < 0:
                 self.no_buffers = True
@@ -548,11 +637,11 @@ cdef class UringReactor(Reactor):
         return self.cancel_mark(<uint64_t><size_t><PyObject *>stream | TAG_RECEIVE)
 
     cdef int give_back(self, int buffer) noexcept:
-        buffers_add(&self.buffers, buffer)
+        if not self.closed:  # in a forked child they are not there
+            buffers_add(&self.buffers, buffer)
         return 0
 
-    cdef bint send_start(self, int fd, Watched stream, char *data, Py_ssize_t n) except -1:
-        """Send all of it, together with whatever else the next turn submits."""
+    cdef Py_ssize_t send_start(self, int fd, Watched stream, char *data, Py_ssize_t n) except -1:
         cdef au_sqe *sqe = self.sqe()
         sqe.opcode = IORING_OP_SEND
         sqe.fd = fd
@@ -565,10 +654,16 @@ cdef class UringReactor(Reactor):
         self.n_ops[IORING_OP_SEND] += 1
         if not self.q.unsent_ns:
             self.q.unsent_ns = monotonic_ns()
-        return True
+        return <Py_ssize_t><size_t>sqe
+
+    cdef int send_replace(self, Py_ssize_t place, char *data, Py_ssize_t n) noexcept:
+        cdef au_sqe *sqe = <au_sqe *><size_t>place
+        sqe.addr = <uint64_t><size_t>data
+        sqe.len = <uint32_t>n
+        return 0
 
     cdef int submit_sends(self) except -1:
-        return self.enter()
+        return 0 if self.closed else self.enter()
 
     cdef int send_stop(self, Watched stream) except -1:
         return self.cancel_mark(<uint64_t><size_t><PyObject *>stream | TAG_SEND)
@@ -580,7 +675,7 @@ cdef class UringReactor(Reactor):
     cdef int submit(self, Op op) except -1:
         if op.link.next != NULL or op.done:
             raise RuntimeError("an operation can be submitted once only")
-        if self.parked or (not self.running and ring_full(&self.ring)):
+        if self.parked or self.moving or (not self.running and ring_full(&self.ring)):
             # Only the thread that runs the loop can enter the ring; it will.
             self.parked.append(op)
         else:
@@ -604,8 +699,8 @@ cdef class UringReactor(Reactor):
 
     cdef int cancel_mark(self, uint64_t user_data) except -1:
         cdef au_sqe *sqe
-        if self.ring.fd < 0:
-            return 0
+        if self.ring.fd < 0 or self.moving:
+            return 0  # closing the ring cancels
         sqe = self.sqe()
         sqe.opcode = IORING_OP_ASYNC_CANCEL
         sqe.addr = user_data
@@ -668,5 +763,7 @@ cdef class UringReactor(Reactor):
     cdef int abandon(self) except -1:
         """In a forked child: close descriptors, touch nothing else."""
         self.running = False
+        self.q.unsent_ns = 0
         ring_abandon(&self.ring)
+        buffers_abandon(&self.buffers)
         return Reactor.close(self)

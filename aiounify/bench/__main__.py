@@ -2,6 +2,7 @@
 
 import sys
 
+from aiounify._pipe_end import run_tool
 from aiounify.bench import main
 
-sys.exit(main(sys.argv[1:]))
+sys.exit(run_tool(main, sys.argv[1:]))
