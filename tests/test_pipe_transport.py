@@ -27,10 +27,9 @@ from test_stream_transport import alive, noise, turns, until
 
 from aiounify._core.pipe import ReadPipeTransport, WritePipeTransport
 
-streams.LOOPS.setdefault("asyncio", asyncio.SelectorEventLoop)
 NATIVE = [kind for kind in streams.LOOPS if kind in ("epoll", "uring", "uring-poll")]
 ours = functools.partial(streams.every_loop, kinds=NATIVE)
-everywhere = functools.partial(streams.every_loop, kinds=[*NATIVE, "asyncio"])
+everywhere = functools.partial(streams.every_loop, kinds=[*NATIVE, streams.ASYNCIO])
 both_modes = functools.partial(everywhere, debug=(False, True))
 
 
@@ -873,7 +872,7 @@ async def program(steps, end):
     assert not is_open(w)
 
 
-@pytest.mark.parametrize("kind", [*NATIVE, "asyncio"])
+@pytest.mark.parametrize("kind", [*NATIVE, streams.ASYNCIO])
 @settings(max_examples=60, deadline=None, print_blob=True, suppress_health_check=list(HealthCheck))
 @given(steps=st.lists(STEPS, max_size=25), end=ENDS)
 def test_random_programs(kind, steps, end):
