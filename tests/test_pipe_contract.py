@@ -1,4 +1,4 @@
-"""Pipe transports against raw descriptors.
+"""The contract of pipe transports, which asyncio's own transports state.
 
 Most tests pass on asyncio's own transports too and are run on them: they are the contract.
 """
