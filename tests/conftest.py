@@ -2,7 +2,8 @@
 
 * `pytest_asyncio_loop_factories` gives async tests the loops; synchronous tests ask for
   `loop`, `loop_factory` or `backend` and are repeated in the same way.  A test marked
-  `every_reactor` runs on a third loop too: io_uring as it is on kernels before 6.15.
+  `every_reactor` runs on a third loop too: io_uring as it is on kernels before 6.15; one
+  marked `as_asyncio` on asyncio's own loop, which shows that it tests asyncio's contract.
 * `nothing_left` compares descriptors and threads before and after each test, and
   `pytest_pyfunc_call` looks for tasks that are still pending when the test is over.
 * `run_program` runs one of the small programs in tests/programs in a fresh process.
@@ -61,11 +62,14 @@ def _factories(item: pytest.Item) -> dict[str, Callable[[], aiounify.EventLoop]]
     factories = {name: functools.partial(_new_loop, name) for name in names}
     if item.get_closest_marker("every_reactor") and not NO_URING:
         factories["uring-poll"] = _uring_poll
+    if item.get_closest_marker("as_asyncio"):
+        factories["asyncio"] = asyncio.SelectorEventLoop  # type: ignore[assignment]
     return factories
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "every_reactor: run on the older io_uring path as well")
+    config.addinivalue_line("markers", "as_asyncio: has to pass on asyncio's own loop as well")
 
 
 def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> dict[str, Any]:
@@ -77,7 +81,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "loop_factory" in metafunc.fixturenames:
         metafunc.parametrize("loop_factory", factories.values(), ids=factories, indirect=True)
     if "backend" in metafunc.fixturenames:
-        metafunc.parametrize("backend", [name for name in factories if name != "uring-poll"])
+        metafunc.parametrize("backend", [name for name in factories if name in ("uring", "epoll")])
 
 
 @pytest.fixture

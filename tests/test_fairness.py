@@ -282,3 +282,62 @@ async def test_descriptor_that_is_always_ready_keeps_nothing_away():
             thread.join()
         for fd in (*always, *other):
             os.close(fd)
+
+
+async def test_pipes_that_answer_each_other_keep_nothing_away():
+    """Each byte that is read is written again, by a write inside the look at the kernel: there is
+    always something to read, and the loop never has to wait."""
+    loop = asyncio.get_running_loop()
+    other = os.pipe()
+    seen, rounds = [], 0
+
+    class Ball(asyncio.Protocol):
+        def __init__(self):
+            self.lost = loop.create_future()
+
+        def data_received(self, data):
+            nonlocal rounds
+            rounds += 1
+            self.writer.write(data)
+
+        def connection_lost(self, exc):
+            self.lost.set_result(exc)
+
+    async def until(condition):
+        async with asyncio.timeout(20):
+            while not condition():
+                await asyncio.sleep(0)
+
+    pairs = []
+    for _ in range(3):
+        r, w = os.pipe()
+        reader, ball = await loop.connect_read_pipe(Ball, open(r, "rb", 0))
+        ball.writer, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, open(w, "wb", 0))
+        ball.writer.write(b"ball")
+        pairs.append((reader, ball))
+    await until(lambda: rounds > 1000)
+    loop._submit(NopOp(), lambda op: seen.append("submitted"))
+    await until(lambda: "submitted" in seen)
+    loop._submit(ReadOp(other[0], 1), lambda op: seen.append("operation"))
+    os.write(other[1], b"y")
+    await until(lambda: "operation" in seen)
+    loop.add_signal_handler(signal.SIGUSR1, seen.append, "signal")
+    os.kill(os.getpid(), signal.SIGUSR1)
+    await until(lambda: "signal" in seen)
+    loop.remove_signal_handler(signal.SIGUSR1)
+    thread = threading.Thread(
+        target=loop.call_soon_threadsafe, args=(seen.append, "thread"), daemon=True
+    )
+    thread.start()
+    await until(lambda: "thread" in seen)
+    thread.join()
+    loop.call_later(0.001, seen.append, "timer")
+    await until(lambda: "timer" in seen)
+    for reader, ball in pairs:
+        reader.close()
+        await ball.lost
+        ball.writer.abort()
+    for fd in other:
+        os.close(fd)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)

@@ -227,6 +227,57 @@ def connections(loop, thing, pipe):
     loop.run_until_complete(main())
 
 
+def pipes(loop, thing, pipe):
+    """One that ends well, one whose reader goes, one that is aborted: small and bulk reads."""
+
+    class Protocol(asyncio.Protocol):
+        def __init__(self):
+            self.lost = loop.create_future()
+            self.thing = thing
+
+        def connection_lost(self, exc):
+            self.lost.set_result(None)
+
+    async def main():
+        for end in ("close", "reader", "abort"):
+            r, w = os.pipe()
+            reader, p = await loop.connect_read_pipe(Protocol, open(r, "rb", 0))
+            writer, q = await loop.connect_write_pipe(Protocol, open(w, "wb", 0))
+            for size in (1, 1000, 200_000, 1000):
+                writer.write(bytes(size))
+                await asyncio.sleep(0)
+            reader.pause_reading()
+            writer.writelines([b"x" * 20_000, bytearray(5)])
+            with pytest.raises(AssertionError):
+                writer.write(thing)
+            reader.resume_reading()
+            if end == "reader":
+                reader.close()
+            else:
+                getattr(writer, end)()
+            await p.lost
+            await q.lost
+
+    loop.run_until_complete(main())
+
+
+def pipes_refused(loop, thing, pipe):
+    async def main():
+        with open(os.devnull, "wb") as null:
+            fd = os.open(__file__, os.O_RDONLY)
+            with open(fd, "rb", 0) as file:
+                for connect in (loop.connect_read_pipe, loop.connect_write_pipe):
+                    with pytest.raises(ValueError, match="Pipe transport"):
+                        await connect(asyncio.Protocol, file)
+            writer, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, null)
+            writer.write(b"x")
+            writer.close()
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+
+    loop.run_until_complete(main())
+
+
 def looked_at(loop, thing, pipe):
     assert loop.stats()
     assert repr(loop)
@@ -253,11 +304,13 @@ CASES = [
     sockets,
     socket_calls,
     connections,
+    pipes,
+    pipes_refused,
     looked_at,
 ]
 
 
-SLOW = (sockets, connections, debug_mode, refused)
+SLOW = (sockets, connections, pipes, pipes_refused, debug_mode, refused)
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """The contract of pipe transports, which asyncio's own transports state.
 
-Most tests pass on asyncio's own transports too and are run on them: they are the contract.
+Tests marked `everywhere` are run on those too.
 """
 
 import array
@@ -21,8 +21,6 @@ from pathlib import Path
 
 import pytest
 import test_stream_transport as streams
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from test_stream_transport import alive, noise, turns, until
 
 from aiounify._core.pipe import ReadPipeTransport, WritePipeTransport
@@ -793,87 +791,3 @@ async def test_pausing_and_resuming_at_once_asks_nothing_of_the_kernel():
         os.write(w, b"x")
         await until(lambda: protocol.received == b"x")
     os.close(w)
-
-
-# -- at random -----------------------------------------------------------------------------
-
-STEPS = st.one_of(
-    st.tuples(st.just("write"), st.integers(0, 9000)),
-    st.tuples(st.just("write"), st.integers(60000, 200000)),
-    st.tuples(st.just("lines"), st.lists(st.integers(0, 30000), max_size=5)),
-    st.tuples(st.just("pause"), st.none()),
-    st.tuples(st.just("resume"), st.none()),
-    st.tuples(st.just("turns"), st.integers(1, 4)),
-    st.tuples(st.just("limits"), st.integers(0, 100000)),
-    st.tuples(st.just("protocol"), st.none()),
-)
-ENDS = st.sampled_from(["close", "write_eof", "abort", "reader"])
-
-
-async def program(steps, end):
-    """Both ends in one loop: the reader gets exactly what was written, or its beginning."""
-    r, w = os.pipe()
-    expected = bytearray()
-    got = []
-
-    class Reader(Recorder):
-        def data_received(self, data):
-            got.append(data)
-            self.note("data")
-
-    loop = asyncio.get_running_loop()
-    reads, reader = await loop.connect_read_pipe(Reader, os.fdopen(r, "rb", 0))
-    writes, writer = await loop.connect_write_pipe(Recorder, os.fdopen(w, "wb", 0))
-    readers = [reader]
-    counter = itertools.count()
-    for what, how in steps:
-        if what == "write":
-            data = b"%d." % next(counter) * how
-            writes.write(data[:how])
-            expected += data[:how]
-        elif what == "lines":
-            lines = [b"%d." % next(counter) * n for n in how]
-            writes.writelines(lines)
-            expected += b"".join(lines)
-        elif what == "pause":
-            reads.pause_reading()
-        elif what == "resume":
-            reads.resume_reading()
-        elif what == "turns":
-            await turns(how)
-        elif what == "limits":
-            writes.set_write_buffer_limits(high=how)
-        else:
-            readers.append(Reader())
-            reads.set_protocol(readers[-1])
-            readers[-1].lost = reader.lost
-        assert sum(map(len, got)) + writes.get_write_buffer_size() <= len(expected)
-    if end == "reader":
-        reads.close()
-        exc = await writer.lost
-        assert exc is None or isinstance(exc, BrokenPipeError)
-    else:
-        getattr(writes, end)()
-        reads.resume_reading()
-        assert await writer.lost is None
-    assert await readers[-1].lost is None
-    received = b"".join(got)
-    if end in ("close", "write_eof"):
-        assert received == expected
-    else:
-        assert expected.startswith(received)
-    order = writer.order()
-    assert order[0] == "made"
-    assert order[-1] == "lost"
-    flow = [name for name in order if name in ("pause", "resume")]
-    assert flow == ["pause", "resume"] * (len(flow) // 2) + ["pause"] * (len(flow) % 2)
-    await turns(1)
-    assert not is_open(r)
-    assert not is_open(w)
-
-
-@pytest.mark.parametrize("kind", [*NATIVE, streams.ASYNCIO])
-@settings(max_examples=60, deadline=None, print_blob=True, suppress_health_check=list(HealthCheck))
-@given(steps=st.lists(STEPS, max_size=25), end=ENDS)
-def test_random_programs(kind, steps, end):
-    streams.run(kind, program, steps, end)

@@ -10,8 +10,8 @@ How it reads: when the descriptor is ready, once, never on speculation: a FIFO w
 writer would report the end of the file, and a device may block although O_NONBLOCK was set,
 because the flag is shared with every process that has the same open file.  Small messages
 come by way of the reactor's scratch buffer into a bytes object of their size; a long one
-switches to fresh bytes objects of the size seen lately, at most 256 KiB, and a run of small
-ones back.
+switches to reads straight into bytes objects, of what the pipe holds and 256 KiB at most,
+and a run of small ones back.  What the protocol does not keep is read into again.
 
 How it writes: at once if nothing is queued.  What the pipe does not take is queued; bytes
 are kept by reference, anything mutable is copied, so changing a bytearray after write()
@@ -35,10 +35,9 @@ Rules of lifetime:
 """
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
-from cpython.bytes cimport PyBytes_FromStringAndSize
-from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from cpython.object cimport PyObject
 from libc.stdint cimport uint16_t, uint32_t
+from libc.string cimport memcpy
 from posix.unistd cimport read as c_read
 from posix.unistd cimport write as c_write
 
@@ -57,7 +56,11 @@ from aiounify._core.reactor cimport (
     EPOLLIN,
     EPOLLOUT,
     SCRATCH,
+    Reactor,
+    bytes_reuse,
     errno,
+    spare_give,
+    spare_take,
 )
 from aiounify._core.transport cimport (
     BULK_MAX,
@@ -101,9 +104,9 @@ cdef extern from "Python.h":
     int PyContext_Exit(PyObject *) except -1
     object PyObject_CallOneArg(object, object)
     int _PyBytes_Resize(PyObject **, Py_ssize_t) except -1
-    PyObject *PyBytes_FromStringAndSize_raw "PyBytes_FromStringAndSize" (
-        const char *, Py_ssize_t) except NULL
     void Py_DECREF(PyObject *)
+    void Py_INCREF(PyObject *)
+    Py_ssize_t Py_REFCNT(PyObject *)
     char *bytes_data "PyBytes_AS_STRING" (PyObject *)
     Py_ssize_t bytes_size "PyBytes_GET_SIZE" (PyObject *)
 
@@ -111,23 +114,8 @@ cdef enum:
     LONG = SCRATCH // 4      # a read of this many bytes is a long one
     JOIN_MAX = 8192          # chunks of less in all are joined: cheaper than a vector
 
-cdef bint _blocks_kept = False
 cdef object _set_result = futures._set_result_unless_cancelled
 cdef dict _facades = {}
-
-
-cdef int keep_blocks() except -1:
-    """Have malloc keep freed blocks of the size of a bulk read, instead of unmapping them.
-
-    glibc maps blocks of 128 KiB and more until it has seen a larger one freed; cutting such a
-    block to what was read unmaps the rest, so that it never sees that.  Each read would
-    then map, fault in and unmap its memory, which costs as much as reading.  So free one.
-    """
-    global _blocks_kept
-    if not _blocks_kept:
-        _blocks_kept = True
-        PyMem_RawFree(PyMem_RawMalloc(BULK_MAX + 65536))
-    return 0
 
 
 cdef bint is_stream(int fd) noexcept:
@@ -353,6 +341,7 @@ cdef class ReadPipeTransport(PipeTransport):
 
     cdef readonly bint _paused
     cdef bint whole             # a socket that keeps messages apart
+    cdef bint keeps             # the protocol kept the last bulk read
     cdef uint32_t bulk          # size of the next bulk read; 0: small mode
     cdef uint32_t largest       # of a bulk read: what the pipe can hold, 0: not asked yet
     cdef uint16_t small_run
@@ -366,7 +355,6 @@ cdef class ReadPipeTransport(PipeTransport):
             # What is not read of a datagram is gone: room for all of it, always.
             self.whole = not is_stream(self._fileno)
             if self.whole:
-                keep_blocks()
                 self.bulk = BULK_MAX
         loop.call_soon(self._start, waiter)
 
@@ -448,45 +436,78 @@ cdef class ReadPipeTransport(PipeTransport):
             self.receive()
 
     cdef int receive(self) except -1:
-        cdef Py_ssize_t n, size
-        cdef PyObject *raw = NULL
-        cdef object data
+        cdef Py_ssize_t n
+        cdef PyObject *data
         if self.bulk:
-            size = self.bulk
-            raw = PyBytes_FromStringAndSize_raw(NULL, size)
-            n = self.read_some(bytes_data(raw), size)
-            if n <= 0:
-                Py_DECREF(raw)
-                return self.received_nothing(n)
-            self.adapt(n)
-            if n != size:
-                _PyBytes_Resize(&raw, n)
-            data = <object>raw
-            Py_DECREF(raw)
-        else:
-            n = self.read_some(self.reactor.scratch, SCRATCH)
-            if n <= 0:
-                return self.received_nothing(n)
-            if n >= LONG:
-                self.bulk = BULK_MIN
-                self.small_run = 0
-            data = PyBytes_FromStringAndSize(self.reactor.scratch, n)
-        if self.received is None:
-            self._protocol.data_received(data)  # it says what is missing
-        else:
-            PyObject_CallOneArg(self.received, data)
+            return self.receive_bulk()
+        n = self.read_some(self.reactor.scratch, SCRATCH)
+        if n <= 0:
+            return self.received_nothing(n)
+        if n >= LONG:
+            self.bulk = BULK_MIN
+            self.small_run = 0
+        data = spare_take(&self.reactor.spares, n)
+        memcpy(bytes_data(data), self.reactor.scratch, n)
+        return self.deliver(data)
+
+    cdef int receive_bulk(self) except -1:
+        """Straight into a bytes object, which is used again unless the protocol keeps it.
+
+        A protocol that keeps what it receives gets objects cut to their size; what one
+        kept is known from the chunk before.
+        """
+        cdef Reactor reactor = self.reactor
+        cdef PyObject *data = reactor.bulk_take(self.bulk)
+        cdef Py_ssize_t n, size = bytes_size(data)
+        cdef PyObject *message
+        cdef bint cut
+        n = self.read_some(bytes_data(data), size)
+        if n <= 0:
+            reactor.bulk_give(data)
+            return self.received_nothing(n)
+        self.adapt(n, size)
+        if n < size >> 2:
+            message = spare_take(&reactor.spares, n)
+            memcpy(bytes_data(message), bytes_data(data), n)
+            reactor.bulk_give(data)
+            return self.deliver(message)
+        cut = self.keeps and n < size
+        if cut:
+            _PyBytes_Resize(&data, n)
+        elif n < size:
+            bytes_reuse(data, n)
+        Py_INCREF(data)
+        try:
+            self.deliver(data)
+        finally:
+            self.keeps = Py_REFCNT(data) > 1
+            if self.keeps or cut:
+                Py_DECREF(data)
+            else:
+                bytes_reuse(data, size)
+                reactor.bulk_give(data)
         return 0
 
-    cdef int adapt(self, Py_ssize_t n) except -1:
-        """Choose the size of the next bulk read by what this one brought."""
+    cdef int deliver(self, PyObject *data) except -1:
+        """Takes over the reference: what the protocol does not keep is used again."""
+        try:
+            if self.received is None:
+                self._protocol.data_received(<object>data)  # it says what is missing
+            else:
+                PyObject_CallOneArg(self.received, <object>data)
+        finally:
+            spare_give(&self.reactor.spares, data)
+        return 0
+
+    cdef int adapt(self, Py_ssize_t n, Py_ssize_t size) except -1:
+        """Choose the size of the next bulk read by what this one of `size` brought."""
         cdef int capacity
-        if n == self.bulk:
+        if n == size:
             self.small_run = 0
             if not self.largest:
                 capacity = fcntl(self._fileno, F_GETPIPE_SZ)
                 self.largest = BULK_MAX if capacity < 0 else min(BULK_MAX, capacity)
             if self.bulk < self.largest:
-                keep_blocks()
                 self.bulk *= 2
         elif n > self.bulk // 4 or self.whole:
             self.small_run = 0
