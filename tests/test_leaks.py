@@ -9,6 +9,7 @@ import socket
 import sys
 import threading
 import tracemalloc
+from io import FileIO
 
 import pytest
 
@@ -241,8 +242,8 @@ def pipes(loop, thing, pipe):
     async def main():
         for end in ("close", "reader", "abort"):
             r, w = os.pipe()
-            reader, p = await loop.connect_read_pipe(Protocol, open(r, "rb", 0))
-            writer, q = await loop.connect_write_pipe(Protocol, open(w, "wb", 0))
+            reader, p = await loop.connect_read_pipe(Protocol, FileIO(r, "r"))
+            writer, q = await loop.connect_write_pipe(Protocol, FileIO(w, "w"))
             for size in (1, 1000, 200_000, 1000):
                 writer.write(bytes(size))
                 await asyncio.sleep(0)
@@ -263,9 +264,9 @@ def pipes(loop, thing, pipe):
 
 def pipes_refused(loop, thing, pipe):
     async def main():
-        with open(os.devnull, "wb") as null:
+        with FileIO(os.devnull, "w") as null:
             fd = os.open(__file__, os.O_RDONLY)
-            with open(fd, "rb", 0) as file:
+            with FileIO(fd, "r") as file:
                 for connect in (loop.connect_read_pipe, loop.connect_write_pipe):
                     with pytest.raises(ValueError, match="Pipe transport"):
                         await connect(asyncio.Protocol, file)

@@ -8,6 +8,7 @@ import asyncio
 import os
 import random
 import socket
+from io import FileIO
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -76,13 +77,13 @@ class Writer(asyncio.BaseProtocol):
 
     def pause_writing(self):
         assert not self.paused
-        low, high = self.transport.get_write_buffer_limits()
+        _, high = self.transport.get_write_buffer_limits()
         assert self.transport.get_write_buffer_size() > high
         self.paused = True
 
     def resume_writing(self):
         assert self.paused
-        low, high = self.transport.get_write_buffer_limits()
+        low, _ = self.transport.get_write_buffer_limits()
         assert self.transport.get_write_buffer_size() <= low
         self.paused = False
 
@@ -139,8 +140,8 @@ async def play(script, ending, kind, keeps, seed):
         r, w = os.pipe()
     else:
         r, w = (sock.detach() for sock in socket.socketpair())
-    _, reader = await loop.connect_read_pipe(lambda: Reader(keeps), open(r, "rb", 0))
-    _, writer = await loop.connect_write_pipe(Writer, open(w, "wb", 0))
+    _, reader = await loop.connect_read_pipe(lambda: Reader(keeps), FileIO(r, "r"))
+    _, writer = await loop.connect_write_pipe(Writer, FileIO(w, "w"))
     model = Model(reader, writer, random.Random(seed))
     for name, argument in script:
         await getattr(model, name)(argument)

@@ -127,6 +127,7 @@ cdef bint is_stream(int fd) noexcept:
 cdef class PipeTransport(Transport):
     """What both ends share; what they are to isinstance() is said by the facade classes."""
 
+    cdef dict __dict__          # programs' own attributes, as asyncio's transports take them
     cdef public object _pipe    # the file object; None once closed
     cdef readonly int _fileno
     cdef bint reads             # the direction

@@ -73,7 +73,7 @@ async def pipes():
 
 
 async def until(condition):
-    while not condition():
+    while not condition():  # noqa: ASYNC110 - nothing else would be told
         await asyncio.sleep(0.001)
 
 
