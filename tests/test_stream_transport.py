@@ -31,6 +31,8 @@ from aiounify._core.stream import StreamTransport
 from aiounify._core.uring import UringReactor
 
 HANG = 20  # seconds after which a test is said to hang
+STRESS = os.environ.get("AIOUNIFY_STRESS", "") not in ("", "0")  # see CONTRIBUTING.md
+SANITIZED = "libasan" in os.environ.get("LD_PRELOAD", "")  # freed memory is kept: see .ci/sanitize
 BUFFERED_SIZES = (7, 1 << 20)
 
 
@@ -68,7 +70,7 @@ def transports():
     return [found for found in gc.get_objects() if type(found) is StreamTransport]
 
 
-def run(kind, function, *args, debug=False, **kwargs):
+def run(kind, function, *args, debug=False, seconds=HANG, **kwargs):
     """Run an async function in a new loop, which must end with nothing left and unreported."""
     alive.clear()
     loop = LOOPS[kind]()
@@ -77,7 +79,7 @@ def run(kind, function, *args, debug=False, **kwargs):
     loop.set_debug(debug)
     loop.slow_callback_duration = HANG
     try:
-        result = loop.run_until_complete(asyncio.wait_for(function(*args, **kwargs), HANG))
+        result = loop.run_until_complete(asyncio.wait_for(function(*args, **kwargs), seconds))
         for _ in range(3):
             loop.run_until_complete(asyncio.sleep(0))
         assert not asyncio.all_tasks(loop), "tasks left behind"
@@ -92,10 +94,10 @@ def run(kind, function, *args, debug=False, **kwargs):
     return result
 
 
-def every_loop(function=None, *, kinds=None, debug=(False,)):
+def every_loop(function=None, *, kinds=None, debug=(False,), seconds=HANG):
     """Make a test of an async function, run once for each kind of loop."""
     if function is None:
-        return functools.partial(every_loop, kinds=kinds, debug=debug)
+        return functools.partial(every_loop, kinds=kinds, debug=debug, seconds=seconds)
     cases = [
         pytest.param(kind, mode, id=f"{kind}-debug" if mode else kind)
         for kind, mode in itertools.product(kinds or KINDS, debug)
@@ -104,7 +106,7 @@ def every_loop(function=None, *, kinds=None, debug=(False,)):
     @pytest.mark.parametrize(("loop_kind", "loop_debug"), cases)
     @functools.wraps(function)
     def test(loop_kind, loop_debug, **kwargs):
-        run(loop_kind, function, debug=loop_debug, **kwargs)
+        run(loop_kind, function, debug=loop_debug, seconds=seconds, **kwargs)
 
     signature = inspect.signature(function)
     added = [
