@@ -15,10 +15,9 @@ import subprocess
 import sys
 
 import pytest
-from conftest import PROGRAMS
+from conftest import PROGRAMS, SANITIZED
 from test_stream_load import BACKENDS, Silent, descriptors, open_files, serve
 from test_stream_transport import (
-    SANITIZED,
     connect,
     moderate,
     resident,

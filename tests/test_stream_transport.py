@@ -32,7 +32,6 @@ from aiounify._core.uring import UringReactor
 
 HANG = 20  # seconds after which a test is said to hang
 STRESS = os.environ.get("AIOUNIFY_STRESS", "") not in ("", "0")  # see CONTRIBUTING.md
-SANITIZED = "libasan" in os.environ.get("LD_PRELOAD", "")  # freed memory is kept: see .ci/sanitize
 BUFFERED_SIZES = (7, 1 << 20)
 
 
