@@ -13,7 +13,8 @@ if sanitizers := os.environ.get("AIOUNIFY_SANITIZE"):  # "address,undefined": se
     for name in ("CFLAGS", "LDFLAGS"):  # of all modules, that of cffi too
         flags = f"-fsanitize={sanitizers} -fno-sanitize-recover=all"
         os.environ[name] = f"{os.environ.get(name, '')} {flags}"
-CORE = ["scheduler", "reactor", "uring", "epoll", "socket_transport", "stream", "datagram"]
+CORE = ["scheduler", "reactor", "uring", "epoll", "address", "endpoint", "sock_calls"]
+CORE += ["transport", "socket_transport", "stream", "datagram"]
 
 
 def headers(source: Path) -> set[str]:

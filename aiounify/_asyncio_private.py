@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         def _check_running(self) -> None: ...
         def _check_thread(self) -> None: ...
         def _ensure_fd_no_transport(self, fd: object) -> None: ...
+        async def _ensure_resolved(self, address: Any, **hints: Any) -> Any: ...
         def _set_coroutine_origin_tracking(self, enabled: bool) -> None: ...
         async def _make_subprocess_transport(
             self, *args: Any, **kwargs: Any
@@ -67,8 +68,9 @@ PRIVATE = (
     Private(
         "asyncio.selector_events",
         "BaseSelectorEventLoop._ensure_fd_no_transport",
-        "add_priority, remove_priority",
+        "add_priority, remove_priority, sock_recv and its kin",
     ),
+    Private("asyncio.base_events", "BaseEventLoop._ensure_resolved", "sock_connect"),
     Private(
         "asyncio.selector_events",
         "BaseSelectorEventLoop._make_self_pipe",

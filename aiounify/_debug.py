@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import itertools
 import os
 import sys
+import traceback
+import warnings
 from asyncio import format_helpers
 from typing import TYPE_CHECKING, Any
 
-from aiounify._core import scheduler
+from aiounify._core import scheduler, sock_calls
 
 if TYPE_CHECKING:
-    import traceback
-
     from aiounify.loop import EventLoop
 
 # from 3.13 on asyncio shows arguments in debug mode only
@@ -77,6 +78,27 @@ def check_forked(loop: EventLoop) -> None:
     )
 
 
+def call_origin() -> tuple[tuple[str, int, str], ...] | None:
+    """Where a socket call is made, in the form of a coroutine's cr_origin."""
+    depth = sys.get_coroutine_origin_tracking_depth()
+    if not depth:
+        return None
+    stack = traceback.walk_stack(sys._getframe(1))
+    frames = ((frame.f_code.co_filename, line, frame.f_code.co_name) for frame, line in stack)
+    return tuple(itertools.islice(frames, depth))
+
+
+def warn_unawaited(name: str, origin: tuple[tuple[str, int, str], ...] | None) -> None:
+    """A socket call was dropped before it began; the words are the interpreter's."""
+    message = f"coroutine 'EventLoop.{name}' was never awaited"
+    if origin is not None:
+        places = [traceback.FrameSummary(*place) for place in reversed(origin)]
+        message += "\nCoroutine created at (most recent call last)\n"
+        message += "".join(traceback.format_list(places)).rstrip("\n")
+    warnings.warn(message, RuntimeWarning, stacklevel=2)
+
+
+sock_calls.configure(call_origin, warn_unawaited)
 scheduler.configure(
     asyncio.Handle,
     asyncio.TimerHandle,

@@ -1,9 +1,10 @@
 """EventLoop: asyncio's contract on the native engine.
 
 `EventLoop` is `asyncio.SelectorEventLoop` with two things put in front of it: the
-native `Scheduler` (run loop, call_soon and the like, readiness) as first base
-class, and a reactor in place of the selector.  Whatever is not defined here or in
-the scheduler is asyncio's own, with asyncio's types and errors.
+native `SocketCalls` (sock_recv and its kin) and its base `Scheduler` (run loop,
+call_soon and the like, readiness) as first base class, and a reactor in place of the
+selector.  Whatever is not defined here or in these is asyncio's own, with asyncio's
+types and errors.
 
 What is here runs once per loop, per run or per child process.  Every private part
 of asyncio that this package leans on is listed in `_asyncio_private.py`.
@@ -12,6 +13,7 @@ of asyncio that this package leans on is listed in `_asyncio_private.py`.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import socket
@@ -26,7 +28,7 @@ from aiounify import _debug
 from aiounify._asyncio_private import SelectorEventLoop
 from aiounify._core.datagram import DatagramTransport
 from aiounify._core.epoll import EpollReactor
-from aiounify._core.scheduler import Scheduler
+from aiounify._core.sock_calls import SocketCalls, is_native_socket
 from aiounify._core.socket_transport import stream_at
 from aiounify._core.stream import Acceptor, StreamTransport
 from aiounify._core.uring import UringReactor
@@ -39,6 +41,9 @@ from aiounify.streams import is_datagram_socket, is_stream_socket
 if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Executor
+
+# seconds between two tries to connect to a unix listener that has no room
+_CONNECT_AGAIN = 0.01
 
 _loops: weakref.WeakSet[EventLoop] = weakref.WeakSet()
 
@@ -55,7 +60,7 @@ os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 # misc: of create_task() asyncio's stubs know the keywords of one Python version only
-class EventLoop(Scheduler, SelectorEventLoop):  # type: ignore[misc]
+class EventLoop(SocketCalls, SelectorEventLoop):  # type: ignore[misc]
     """An asyncio event loop for Linux, on io_uring or epoll.
 
     `backend` is "auto" (io_uring if a real ring can be made, else epoll), "uring" or
@@ -326,6 +331,36 @@ class EventLoop(Scheduler, SelectorEventLoop):  # type: ignore[misc]
             transp._reset_empty_waiter()
             if reading:
                 transp.resume_reading()
+
+    # -- sockets in the program's hands ---------------------------------------------
+
+    async def sock_connect(self, sock: socket.socket, address: Any) -> None:
+        """Connect a socket; a host name is looked up first.
+
+        Errors of the connection are raised as OSError.  Cancelling it ends the wait; the
+        kernel goes on connecting.
+        """
+        if not is_native_socket(sock):
+            await super().sock_connect(sock, address)
+            return
+        if self._debug and sock.gettimeout() != 0:
+            raise ValueError("the socket must be non-blocking")
+        if sock.family != socket.AF_UNIX:
+            found = await self._ensure_resolved(
+                address, family=sock.family, type=sock.type, proto=sock.proto, loop=self
+            )
+            address = found[0][4]
+        while True:
+            try:
+                sock.connect(address)
+            except (BlockingIOError, InterruptedError) as exc:
+                if exc.errno != errno.EAGAIN:
+                    break
+            else:
+                return
+            # A unix listener whose backlog is full: nothing tells when there is room.
+            await asyncio.sleep(_CONNECT_AGAIN)
+        await self._sock_connected(sock, address)
 
     # -- exceptional conditions -------------------------------------------------
 

@@ -9,6 +9,8 @@ import time
 
 import pytest
 
+from aiounify._core.reactor import NopOp, ReadOp
+
 pytestmark = pytest.mark.every_reactor
 
 
@@ -229,3 +231,54 @@ async def test_busy_connections_do_not_starve_callbacks_or_timers():
         protocol.transport.abort()
         await protocol.lost
     assert 0 < heard < 100_000
+
+
+async def test_descriptor_that_is_always_ready_keeps_nothing_away():
+    """Neither operations, nor timers, nor other threads, nor signals; one after the other,
+    so that none of them helps another."""
+    loop = asyncio.get_running_loop()
+    always, other = os.pipe(), os.pipe()
+    os.write(always[1], b"x")
+    seen, looks = [], 0
+    done = loop.create_future()
+
+    def in_thread(function, *args):
+        threads.append(threading.Thread(target=function, args=args))
+        threads[-1].start()
+
+    threads = []
+    kinds = {
+        "submitted": lambda: loop._submit(NopOp(), lambda op: seen.append("submitted")),
+        "operation": lambda: loop._submit(ReadOp(other[0], 1), lambda op: seen.append("operation")),
+        "timer": lambda: loop.call_later(0.001, seen.append, "timer"),
+        "thread": lambda: in_thread(loop.call_soon_threadsafe, seen.append, "thread"),
+        "signal": lambda: in_thread(os.kill, os.getpid(), signal.SIGUSR1),
+    }
+    order = list(kinds)
+
+    def ready():
+        nonlocal looks
+        looks += 1
+        if looks % 100:
+            return  # the loop has time to find out that this is ready at every look
+        if seen == list(kinds):
+            done.set_result(loop.remove_reader(always[0]))
+        elif len(seen) == len(kinds) - len(order):
+            kinds[order.pop(0)]()
+        elif len(seen) == 1:
+            os.write(other[1], b"y")
+
+    loop.add_signal_handler(signal.SIGUSR1, seen.append, "signal")
+    loop.add_reader(always[0], ready)
+    try:
+        async with asyncio.timeout(20):
+            await done
+    except TimeoutError:
+        pytest.fail(f"{list(kinds)[len(seen)]} was kept away")
+    finally:
+        loop.remove_reader(always[0])
+        loop.remove_signal_handler(signal.SIGUSR1)
+        for thread in threads:
+            thread.join()
+        for fd in (*always, *other):
+            os.close(fd)

@@ -1,6 +1,7 @@
 """Thousands of each primitive: no reference and no memory may pile up."""
 
 import asyncio
+import contextlib
 import contextvars
 import gc
 import os
@@ -170,6 +171,62 @@ def sockets(loop, thing, pipe):
     loop.run_until_complete(main())
 
 
+def socket_calls(loop, thing, pipe):
+    """Given up, failed, ended and dropped in every state."""
+
+    class Data(bytearray):
+        pass
+
+    async def wait_in_vain(call):
+        task = loop.create_task(call)
+        await asyncio.sleep(0)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+    async def main():
+        a, b = socket.socketpair()
+        with a, b, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+            for sock in (a, b, udp):
+                sock.setblocking(False)
+            udp.bind(("127.0.0.1", 0))
+            name = udp.getsockname()
+            for _ in range(3):
+                await wait_in_vain(loop.sock_recv(a, 10))
+                await wait_in_vain(loop.sock_recv_into(a, Data(10)))
+                await wait_in_vain(loop.sock_recvfrom_into(udp, Data(10)))
+            await asyncio.gather(loop.sock_recv(a, 10), loop.sock_sendall(b, Data(b"x")))
+            await asyncio.gather(loop.sock_recvfrom(udp, 10), loop.sock_sendto(udp, b"x", name))
+            loop.sock_recv(a, thing).close()
+            for call in (loop.sock_recv(a, thing), loop.sock_sendall(a, thing)):
+                with contextlib.suppress(TypeError):
+                    await call
+            call = loop.sock_recv(a, 10)
+            assert call.send(None) is call.cr_await
+            del call
+            call = loop.sock_recv(a, 10)
+            with contextlib.suppress(LookupError):
+                call.throw(LookupError(thing))
+            await wait_in_vain(loop.sock_sendall(a, Data(1 << 20)))
+            del call
+
+    loop.run_until_complete(main())
+
+
+def connections(loop, thing, pipe):
+    async def main():
+        with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as client:
+            listener.setblocking(False)
+            client.setblocking(False)
+            accepting = loop.create_task(loop.sock_accept(listener))
+            await loop.sock_connect(client, listener.getsockname())
+            sock, _ = await accepting
+            with sock:
+                await asyncio.gather(loop.sock_recv(sock, 1 << 18), loop.sock_sendall(client, b"x"))
+
+    loop.run_until_complete(main())
+
+
 def looked_at(loop, thing, pipe):
     assert loop.stats()
     assert repr(loop)
@@ -194,8 +251,13 @@ CASES = [
     handles_kept_and_shown,
     debug_mode,
     sockets,
+    socket_calls,
+    connections,
     looked_at,
 ]
+
+
+SLOW = (sockets, connections, debug_mode, refused)
 
 
 @pytest.fixture
@@ -236,11 +298,11 @@ def test_memory(loop, case, pipe):
     gc.collect()
     tracemalloc.start()
     try:
-        for _ in range(100):
+        for _ in range(500):  # what was in the freelists before is not counted
             case(loop, thing, pipe)
         gc.collect()
         before, _ = tracemalloc.get_traced_memory()
-        rounds = ROUNDS if case not in (sockets, debug_mode, refused) else ROUNDS // 4
+        rounds = ROUNDS if case not in SLOW else ROUNDS // 4
         for _ in range(rounds):
             case(loop, thing, pipe)
         gc.collect()

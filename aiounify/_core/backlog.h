@@ -68,6 +68,9 @@ typedef struct {
     uint32_t stream_events;             /* the readiness it waits for */
     uint32_t stream_refs;               /* references held on it, one for each thing it waits for */
     uint32_t op_events;                 /* epoll backend: events that operations wait for */
+    PyObject *calls;                    /* owned: what stands here for sock_recv() and its kin */
+    uint32_t call_waits;                /* the readiness that these calls wait for now */
+    uint32_t call_events;               /* what they ever waited for, and may be left armed */
     uint32_t armed;                     /* events the epoll set was told */
     uint32_t generation;                /* of the registration; events carry it */
 } FdSlot;

@@ -41,6 +41,9 @@ cdef extern from "backlog.h" nogil:
         uint32_t stream_events
         uint32_t stream_refs
         uint32_t op_events
+        PyObject *calls
+        uint32_t call_waits
+        uint32_t call_events
         uint32_t armed
         uint32_t generation
 

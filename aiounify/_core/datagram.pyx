@@ -20,7 +20,7 @@ they go to; nothing the kernel works on outlives a system call.
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.object cimport PyObject
-from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memcmp, memcpy, memset
 
 import asyncio
@@ -30,6 +30,17 @@ from asyncio import futures
 
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 
+from aiounify._core.address cimport (
+    AF_INET,
+    AF_INET6,
+    address_of,
+    parse_address,
+    sockaddr,
+    sockaddr_in,
+    sockaddr_in6,
+    sockaddr_storage,
+    socklen_t,
+)
 from aiounify._core.backlog cimport STATE_DEBUG
 from aiounify._core.reactor cimport (
     EAGAIN,
@@ -41,18 +52,12 @@ from aiounify._core.reactor cimport (
     errno,
 )
 from aiounify._core.socket_transport cimport (
-    AF_INET,
-    AF_INET6,
     MSG_DONTWAIT,
     MSG_NOSIGNAL,
     SocketTransport,
-    address_of,
-    iovec,
     msghdr,
-    sockaddr,
-    sockaddr_storage,
-    socklen_t,
 )
+from aiounify._core.transport cimport iovec
 
 cdef extern from "<sys/socket.h>" nogil:
     """
@@ -68,31 +73,9 @@ cdef extern from "<sys/socket.h>" nogil:
     ssize_t sendto(int fd, const void *buf, size_t n, int flags, const sockaddr *to,
                    socklen_t length)
 
-cdef extern from "<netinet/in.h>" nogil:
-    struct in_addr:
-        uint32_t s_addr
-    struct in6_addr:
-        uint8_t s6_addr[16]
-    struct sockaddr_in:
-        unsigned short sin_family
-        uint16_t sin_port
-        in_addr sin_addr
-    struct sockaddr_in6:
-        unsigned short sin6_family
-        uint16_t sin6_port
-        uint32_t sin6_flowinfo
-        in6_addr sin6_addr
-        uint32_t sin6_scope_id
-    uint16_t htons(uint16_t)
-    uint32_t htonl(uint32_t)
-
-cdef extern from "<arpa/inet.h>" nogil:
-    int inet_pton(int af, const char *src, void *dst)
-
 cdef extern from "Python.h":
     int PyContext_Enter(PyObject *) except -1
     int PyContext_Exit(PyObject *) except -1
-    const char *PyUnicode_AsUTF8AndSize(object, Py_ssize_t *) except NULL
     char *bytes_data "PyBytes_AS_STRING" (object)
     Py_ssize_t bytes_size "PyBytes_GET_SIZE" (object)
 
@@ -302,7 +285,7 @@ cdef class DatagramTransport(SocketTransport):
         cdef int i
         cdef uint8_t *p = <uint8_t *>name
         if length != self.name_length:
-            return address_of(name)
+            return address_of(name, length)
         for i in range(2, 8):
             hash = hash * 31 + p[i]
         if self.family == AF_INET6:
@@ -313,7 +296,7 @@ cdef class DatagramTransport(SocketTransport):
         if self.peers[hash] is None or memcmp(
             &self.names[hash], name, 8 if self.family == AF_INET else length
         ):
-            self.peers[hash] = address_of(name)
+            self.peers[hash] = address_of(name, length)
             memcpy(&self.names[hash], name, length)
         return self.peers[hash]
 
@@ -335,10 +318,10 @@ cdef class DatagramTransport(SocketTransport):
                 raise ValueError(f"Invalid address: must be None or {self._address}")
             addr = self._address
             if self.conn_lost:
-                self.count_lost_write()
+                self.count_lost_write("socket.send() raised exception.")
                 return
         if self.conn_lost and self._loop is None:
-            self.count_lost_write()
+            self.count_lost_write("socket.send() raised exception.")
             return
         if type(data) is not bytes:
             data = bytes(data)
@@ -356,38 +339,11 @@ cdef class DatagramTransport(SocketTransport):
 
     cdef int name_of(self, addr, sockaddr_storage *name, socklen_t *length) except -1:
         """Fill in an address; 0 if only the socket module can."""
-        cdef sockaddr_in *v4 = <sockaddr_in *>name
-        cdef sockaddr_in6 *v6 = <sockaddr_in6 *>name
-        cdef Py_ssize_t size
-        cdef const char *text
         if addr is self.last_address and addr is not None:
             memcpy(name, &self.last_name, self.last_length)
             length[0] = self.last_length
             return 1
-        if type(addr) is not tuple or len(addr) < 2 or type(addr[0]) is not str \
-                or type(addr[1]) is not int or not 0 <= addr[1] <= 65535:
-            return 0
-        text = PyUnicode_AsUTF8AndSize(addr[0], &size)
-        memset(name, 0, self.name_length)
-        if self.family == AF_INET and len(addr) == 2:
-            if inet_pton(AF_INET, text, &v4.sin_addr) != 1:
-                return 0
-            v4.sin_family = AF_INET
-            v4.sin_port = htons(addr[1])
-            length[0] = sizeof(sockaddr_in)
-            return 1
-        if self.family == AF_INET6 and len(addr) <= 4:
-            if inet_pton(AF_INET6, text, &v6.sin6_addr) != 1:
-                return 0
-            v6.sin6_family = AF_INET6
-            v6.sin6_port = htons(addr[1])
-            if len(addr) > 2:
-                v6.sin6_flowinfo = htonl(addr[2])
-            if len(addr) > 3:
-                v6.sin6_scope_id = addr[3]
-            length[0] = sizeof(sockaddr_in6)
-            return 1
-        return 0
+        return parse_address(self.family, addr, name, length)
 
     cdef int send_one(self, bytes data, addr) except -1:
         """1: done with it, sent or reported.  0: the socket is full."""

@@ -12,13 +12,17 @@ same meaning and the same tests as the other backend.
 * While callbacks are ready the set is asked once in 50 us, by the clock, which is
   looked at in every fourth turn: callbacks that only schedule callbacks pay hardly
   a system call, and a descriptor waits for 50 us or four turns, whichever is longer.
+* Sends that wait for the end of the turn, so that what a program writes in pieces goes
+  out together, are a list here.
 * Operations are tried at once and, after EAGAIN, again when their descriptor is
   ready; a result that is known early is still delivered in the next turn.
 """
 
 from cpython.exc cimport PyErr_CheckSignals
+from cpython.mem cimport PyMem_Free, PyMem_Realloc
+from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint32_t
-from libc.string cimport memset
+from libc.string cimport memmove, memset
 from posix.time cimport itimerspec
 from posix.unistd cimport close as c_close
 
@@ -35,11 +39,15 @@ from aiounify._core.reactor cimport (
     WAKE_MARK,
     Op,
     Reactor,
+    Watched,
     epoll_wait,
     errno,
 )
-from cpython.object cimport PyObject
-
+cdef extern from "<sys/socket.h>" nogil:
+    enum:
+        MSG_NOSIGNAL
+        MSG_DONTWAIT
+    ssize_t send(int fd, const void *buf, size_t n, int flags)
 
 cdef extern from "<sys/timerfd.h>" nogil:
     enum:
@@ -56,6 +64,13 @@ cdef enum:
     BREATHE_TURNS = 64   # turns without a wait between two chances for threads and signals
 
 
+cdef struct unsent:
+    PyObject *stream     # kept by its slot
+    char *data           # kept by the stream
+    Py_ssize_t size
+    int fd
+
+
 cdef class EpollReactor(Reactor):
     """The epoll set of the base class, waited for directly."""
 
@@ -63,6 +78,8 @@ cdef class EpollReactor(Reactor):
     cdef int64_t timer_ns        # what the timerfd is armed for; NEVER: not armed
     cdef unsigned turns_unbroken
     cdef int64_t seen_ns
+    cdef unsent *sends           # for the end of this turn
+    cdef Py_ssize_t n_sends, room
     cdef dict waiting            # descriptor -> operations that wait for its readiness
 
     def __cinit__(self):
@@ -83,6 +100,7 @@ cdef class EpollReactor(Reactor):
     def __dealloc__(self):
         if self.timer_fd >= 0:
             c_close(self.timer_fd)
+        PyMem_Free(self.sends)
 
     cdef str name(self):
         return "epoll"
@@ -90,6 +108,8 @@ cdef class EpollReactor(Reactor):
     cdef int poll(self) except -1:
         cdef int64_t now
         self.n_polls += 1
+        if self.n_sends:
+            self.submit_sends()
         if self.finished:
             self.deliver_finished()
         self.turns_unbroken += 1
@@ -119,6 +139,8 @@ cdef class EpollReactor(Reactor):
     cdef int wait(self, int64_t deadline) except -1:
         cdef int n = 0, error = 0
         cdef int64_t before, after
+        if self.n_sends:
+            self.submit_sends()
         if self.finished:
             self.deliver_finished()
         before = monotonic_ns()
@@ -160,6 +182,65 @@ cdef class EpollReactor(Reactor):
         if timerfd_settime(self.timer_fd, TFD_TIMER_ABSTIME, &t, NULL) < 0:
             raise OSError(errno, f"timerfd_settime: {os.strerror(errno)}")
         self.timer_ns = deadline
+        return 0
+
+    # -- sends at the end of the turn -----------------------------------------
+
+    cdef int stop(self) except -1:
+        try:
+            if self.n_sends:
+                self.submit_sends()
+        finally:
+            Reactor.stop(self)
+        return 0
+
+    cdef Py_ssize_t send_start(self, int fd, Watched stream, char *data, Py_ssize_t n) except -1:
+        cdef unsent *sends
+        cdef Py_ssize_t room
+        if self.n_sends == self.room:
+            room = max(64, self.room * 2)
+            sends = <unsent *>PyMem_Realloc(self.sends, room * sizeof(unsent))
+            if sends == NULL:
+                raise MemoryError
+            self.sends = sends
+            self.room = room
+        sends = &self.sends[self.n_sends]
+        sends.stream = <PyObject *>stream
+        sends.data = data
+        sends.size = n
+        sends.fd = fd
+        self.stream_hold(fd)
+        if not self.q.unsent_ns:
+            self.q.unsent_ns = monotonic_ns()
+        self.n_sends += 1
+        return self.n_sends - 1
+
+    cdef int send_replace(self, Py_ssize_t place, char *data, Py_ssize_t n) noexcept:
+        self.sends[place].data = data
+        self.sends[place].size = n
+        return 0
+
+    cdef int submit_sends(self) except -1:
+        """A stream that sends again while it is told so is served in the same round."""
+        cdef Py_ssize_t n, done = 0
+        cdef unsent now
+        cdef Watched stream
+        self.submissions += 1
+        try:
+            while done < self.n_sends:
+                now = self.sends[done]
+                done += 1
+                stream = <Watched>now.stream
+                self.n_syscalls += 1
+                n = send(now.fd, now.data, now.size, MSG_NOSIGNAL | MSG_DONTWAIT)
+                self.tell_sent(stream, <int>n if n >= 0 else -errno)
+        finally:
+            # a protocol may have forked, and this be the child, which has no sends
+            self.n_sends = max(0, self.n_sends - done)
+            if self.n_sends:
+                memmove(self.sends, self.sends + done, self.n_sends * sizeof(unsent))
+            else:
+                self.q.unsent_ns = 0
         return 0
 
     # -- operations, by readiness -------------------------------------------
@@ -218,6 +299,9 @@ cdef class EpollReactor(Reactor):
         cdef OpLink *link
         if self.closed:
             return 0
+        self.shutting = True
+        if self.n_sends:
+            self.submit_sends()
         link = self.q.in_flight.next
         while link != &self.q.in_flight:
             self.cancel(<Op>link.op)
@@ -226,6 +310,7 @@ cdef class EpollReactor(Reactor):
         return self.abandon()
 
     cdef int abandon(self) except -1:
+        self.n_sends = 0
         if self.timer_fd >= 0:
             c_close(self.timer_fd)
             self.timer_fd = -1

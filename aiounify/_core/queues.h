@@ -504,6 +504,7 @@ static int backlog_traverse(PyObject *self, visitproc visit, void *arg)
             Py_VISIT(q->slots[fd].watcher[k]);
         for (uint32_t n = q->slots[fd].stream_refs; n; n--)
             Py_VISIT(q->slots[fd].stream);
+        Py_VISIT(q->slots[fd].calls);
     }
     for (OpLink *link = q->in_flight.next; link != &q->in_flight; link = link->next)
         Py_VISIT(link->op);
@@ -546,6 +547,10 @@ static void watchers_clear(BacklogObject *q)
         q->slots[fd].stream = NULL;
         for (; q->slots[fd].stream_refs; q->slots[fd].stream_refs--)
             Py_DECREF(stream);
+        PyObject *calls = q->slots[fd].calls;
+        q->slots[fd].calls = NULL;
+        q->slots[fd].call_waits = q->slots[fd].call_events = 0;
+        Py_XDECREF(calls);
     }
     q->n_watched = 0;
 }

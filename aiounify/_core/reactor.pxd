@@ -13,6 +13,7 @@ cdef extern from "<errno.h>" nogil:
         ECANCELED
         EEXIST
         EINTR
+        ENOBUFS
         ENOENT
         ENOSYS
         ETIME
@@ -24,7 +25,7 @@ cdef extern from "<sys/epoll.h>" nogil:
         EPOLLOUT
         EPOLLERR
         EPOLLHUP
-        EPOLLET
+        EPOLLRDHUP
         EPOLL_CLOEXEC
         EPOLL_CTL_ADD
         EPOLL_CTL_MOD
@@ -40,12 +41,30 @@ cdef extern from "<sys/epoll.h>" nogil:
     int epoll_wait(int epfd, epoll_event *events, int maxevents, int timeout)
 
 
+cdef extern from "spare_bytes.h":
+    ctypedef struct spare_bytes:
+        int n
+    PyObject *spare_take(spare_bytes *s, Py_ssize_t n) except NULL
+    void spare_give(spare_bytes *s, PyObject *b)
+    void spare_clear(spare_bytes *s)
+    void bytes_reuse(PyObject *b, Py_ssize_t n)
+
+
+cdef extern from *:
+    """
+    /* a call through this fails with the exception that is set already */
+    #define raise_pending() (-1)
+    """
+    int raise_pending() except -1
+
+
 cdef extern from *:
     """
     /* what stands in an event's data for the reactor's own descriptors */
     #define WAKE_MARK UINT64_MAX
     """
     const uint64_t WAKE_MARK
+    const uint32_t EDGE "(uint32_t)EPOLLET"   # an enum would be negative
 
 
 cdef enum:
@@ -92,6 +111,8 @@ cdef class Watched:
     cdef int sent(self, int result) except -1
     cdef int receive_again(self) except -1
     cdef int failed(self, exc) except -1
+    cdef bint valid(self) noexcept
+    cdef int displaced(self) except -1
 
 
 cdef class Reactor:
@@ -106,7 +127,10 @@ cdef class Reactor:
     cdef int stale_run       # sets of events in a row with one that nobody wanted
     cdef list finished
     cdef char *scratch       # SCRATCH bytes for small receives
+    cdef spare_bytes spares  # objects for received messages, used again
+    cdef PyObject *bulk      # one for bulk receives, of the size of its allocation, or NULL
     # counters: plain increments on paths that make a system call anyway
+    cdef uint64_t submissions   # how often what gathered was submitted
     cdef uint64_t n_syscalls, n_waits, n_polls, n_events, n_completions
     cdef int64_t wait_ns
     cdef int64_t breathed_ns
@@ -136,14 +160,25 @@ cdef class Reactor:
     cdef int stream_close(self, int fd, bint shared) noexcept
     cdef int stream_hold(self, int fd) noexcept
     cdef int stream_release(self, int fd) noexcept
+    cdef int calls_open(self, int fd, Watched calls) except -1
+    cdef int calls_wait(self, int fd, uint32_t events, bint again) except -1
+    cdef int calls_leave(self, int fd, uint32_t events) noexcept
+    cdef int calls_rest(self, int fd) noexcept
+    cdef int calls_close(self, int fd) except -1
     # what only the ring has; the base answers "not offered"
     cdef bint receive_start(self, int fd, Watched stream) except -1
     cdef int receive_stop(self, Watched stream) except -1
     cdef int give_back(self, int buffer) noexcept
-    cdef bint send_start(self, int fd, Watched stream, char *data, Py_ssize_t n) except -1
+    cdef Py_ssize_t send_start(self, int fd, Watched stream, char *data, Py_ssize_t n) except -1
+    cdef int send_replace(self, Py_ssize_t place, char *data, Py_ssize_t n) noexcept
+    cdef int tell_sent(self, Watched stream, int result) except -1
     cdef int send_stop(self, Watched stream) except -1
     cdef bint worth_batching(self) noexcept
     cdef int submit_sends(self) except -1
+    cdef int stream_raised(self, Watched stream) except -1
+    cdef PyObject *bulk_take(self, Py_ssize_t size) except NULL
+    cdef int bulk_give(self, PyObject *found) noexcept
+    cdef int bulk_drop(self) noexcept
     cdef int dispatch(self, int n) except -1
     cdef int ops_ready(self, int fd, uint32_t events) except -1
     cdef int finish_later(self, Op op, int result) except -1

@@ -47,6 +47,7 @@ cimport cython
 
 from aiounify._core.backlog cimport (
     HANDLE_CANCELLED,
+    UNSENT_NS,
     WATCH_KINDS,
     WATCH_PRIORITY,
     WATCH_READER,
@@ -83,6 +84,8 @@ cdef extern from "<sys/eventfd.h>" nogil:
     int eventfd(unsigned int initval, int flags)
 
 cdef extern from "Python.h":
+    PyObject *bytes_new "PyBytes_FromStringAndSize" (const char *, Py_ssize_t) except NULL
+    Py_ssize_t bytes_size "PyBytes_GET_SIZE" (PyObject *)
     void Py_DECREF(PyObject *)
     void Py_INCREF(PyObject *)
 
@@ -94,6 +97,20 @@ cdef extern from "uring_abi.h" nogil:
 cdef enum:
     BREATHE_NS = 6_000_000
     STALE_SHARE = 8      # a new epoll set after events in vain for one in so many slots
+
+
+# Exceptions of a stream's calls are rare, and a try block around each call is not free: it
+# saves and restores the thread's exception state.  So the calls are made through
+# pointers that do not propagate, and an error is raised anew where it is handled.
+ctypedef int (*ready_call)(Watched, uint32_t) noexcept
+ctypedef int (*sent_call)(Watched, int) noexcept
+
+cdef int stream_ready(Watched stream, uint32_t events) except -1:
+    return stream.ready(events)
+
+
+cdef int stream_sent(Watched stream, int result) except -1:
+    return stream.sent(result)
 
 
 cdef inline object os_error(int code, str what):
@@ -202,6 +219,14 @@ cdef class Watched:
         """The ring was replaced: start receiving anew."""
         return 0
 
+    cdef bint valid(self) noexcept:
+        """False if the descriptor this stands for was closed."""
+        return True
+
+    cdef int displaced(self) except -1:
+        """It no longer stands at its descriptor: nothing more is told."""
+        return 0
+
 
 @cython.no_gc_clear  # q points into backlog
 cdef class Reactor:
@@ -239,7 +264,7 @@ cdef class Reactor:
     cdef int add_internal(self, int fd, uint64_t mark) except -1:
         cdef epoll_event ev
         memset(&ev, 0, sizeof(ev))
-        ev.events = EPOLLIN | EPOLLET
+        ev.events = EPOLLIN | EDGE
         ev.data.u64 = mark
         if epoll_ctl(self.epfd, EPOLL_CTL_ADD, fd, &ev) < 0:
             raise os_error(errno, "epoll_ctl")
@@ -253,6 +278,8 @@ cdef class Reactor:
         if self.wake_fd >= 0:
             c_close(self.wake_fd)
         PyMem_Free(self.scratch)
+        spare_clear(&self.spares)
+        self.bulk_drop()
 
     cdef str name(self):
         return "none"
@@ -405,6 +432,10 @@ cdef class Reactor:
             want |= EPOLLOUT
         if slot.watcher[WATCH_PRIORITY] != NULL:
             want |= EPOLLPRI
+        if want:
+            want |= slot.call_waits & (EPOLLIN | EPOLLOUT)
+        elif slot.call_events:
+            want = slot.call_events | EDGE
         if want and not slot.armed:
             slot.generation += 1
         memset(&ev, 0, sizeof(ev))
@@ -490,7 +521,7 @@ cdef class Reactor:
         """`stream` owns the descriptor from now on.  The slot does not own the stream."""
         cdef FdSlot *slot = self.slot(fd)
         slot.stream = <PyObject *>stream
-        return 0
+        return self.calls_close(fd)
 
     cdef int stream_wait(self, int fd, uint32_t events) except -1:
         """Call stream.ready() when one of the events is there; 0 stops it.
@@ -547,7 +578,70 @@ cdef class Reactor:
         while slot.stream_refs:
             slot.stream_refs -= 1
             Py_DECREF(stream)
+        self.calls_close(fd)
         return 0
+
+    # sock_recv() and its kin; see sock_calls.pyx.  What stands at a descriptor for them is
+    # told edge by edge, and by one registration for all calls, as long as nothing
+    # level-triggered is watched there too.
+
+    cdef int calls_open(self, int fd, Watched calls) except -1:
+        """`calls` stands at the descriptor from now on, and the slot owns it."""
+        self.slot(fd)
+        self.calls_close(fd)
+        self.q.slots[fd].calls = <PyObject *>calls
+        Py_INCREF(<PyObject *>calls)
+        return 0
+
+    cdef int calls_wait(self, int fd, uint32_t events, bint again) except -1:
+        """Call calls.ready() when one of the events is there.
+
+        The caller has just seen that it is not, or asks for the present state (`again`).
+        """
+        cdef FdSlot *slot = &self.q.slots[fd]
+        cdef uint32_t waits = slot.call_waits, before = slot.call_events
+        cdef int error
+        slot.call_waits |= events
+        slot.call_events |= events
+        if slot.armed & EDGE and before == slot.call_events and not again:
+            return 0
+        error = self.arm(fd)
+        if error:
+            slot.call_waits = waits
+            slot.call_events = before
+            raise os_error(-error, f"cannot watch file descriptor {fd}")
+        return 0
+
+    cdef int calls_leave(self, int fd, uint32_t events) noexcept:
+        """Nothing waits for these any more; the edge-triggered registration stays."""
+        cdef FdSlot *slot = &self.q.slots[fd]
+        if slot.call_waits & events:
+            slot.call_waits &= ~events
+            if slot.armed and not slot.armed & EDGE and not self.closed:
+                self.arm(fd)
+        return 0
+
+    cdef int calls_rest(self, int fd) noexcept:
+        """Events come that nothing waits for: out of the set, until the next wait."""
+        cdef FdSlot *slot = &self.q.slots[fd]
+        slot.call_events = slot.call_waits
+        if slot.armed & EDGE:
+            self.arm(fd)
+        return 0
+
+    cdef int calls_close(self, int fd) except -1:
+        """The descriptor is another's now; whatever still waits is told."""
+        cdef FdSlot *slot = &self.q.slots[fd]
+        cdef Watched calls
+        if slot.calls == NULL:
+            return 0
+        calls = <Watched>slot.calls
+        slot.calls = NULL
+        slot.call_waits = slot.call_events = 0
+        Py_DECREF(<PyObject *>calls)
+        if slot.armed:
+            self.arm(fd)
+        return calls.displaced()
 
     cdef bint receive_start(self, int fd, Watched stream) except -1:
         return False
@@ -558,8 +652,22 @@ cdef class Reactor:
     cdef int give_back(self, int buffer) noexcept:
         return 0
 
-    cdef bint send_start(self, int fd, Watched stream, char *data, Py_ssize_t n) except -1:
-        return False
+    cdef Py_ssize_t send_start(self, int fd, Watched stream, char *data, Py_ssize_t n) except -1:
+        """Send with the next submission; stream.sent() is called afterwards.
+
+        The memory has to stay until then.  Returns a place for send_replace(), valid as
+        long as `submissions` does not change.
+        """
+        raise NotImplementedError
+
+    cdef int send_replace(self, Py_ssize_t place, char *data, Py_ssize_t n) noexcept:
+        """Send this in place of what send_start() was given."""
+        return 0
+
+    cdef int tell_sent(self, Watched stream, int result) except -1:
+        if (<sent_call>stream_sent)(stream, result) < 0:
+            self.stream_raised(stream)
+        return 0
 
     cdef int send_stop(self, Watched stream) except -1:
         return 0
@@ -569,6 +677,41 @@ cdef class Reactor:
 
     cdef int submit_sends(self) except -1:
         """Sends have waited long enough for the rest of the turn."""
+        return 0
+
+    cdef int stream_raised(self, Watched stream) except -1:
+        """An exception left a call of the stream: not the loop's business, as a rule."""
+        try:
+            raise_pending()
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:
+            stream.failed(exc)
+        return 0
+
+    # -- bytes to receive into ------------------------------------------------
+
+    cdef PyObject *bulk_take(self, Py_ssize_t size) except NULL:
+        """A bytes object of at least `size` bytes that nobody else has."""
+        cdef PyObject *found = self.bulk
+        if found != NULL:
+            self.bulk = NULL
+            if bytes_size(found) >= size:
+                return found
+            Py_DECREF(found)
+        return bytes_new(NULL, size)
+
+    cdef int bulk_give(self, PyObject *found) noexcept:
+        """Give it back for the next bulk receive; takes over the reference."""
+        self.bulk_drop()
+        self.bulk = found
+        return 0
+
+    cdef int bulk_drop(self) noexcept:
+        cdef PyObject *found = self.bulk
+        if found != NULL:
+            self.bulk = NULL
+            Py_DECREF(found)
         return 0
 
     cdef int dispatch(self, int n) except -1:
@@ -581,7 +724,7 @@ cdef class Reactor:
         cdef FdSlot *slot
         cdef HandleObject *handle
         cdef bint taken
-        cdef Watched stream
+        cdef Watched stream, calls
         fires[WATCH_READER] = EPOLLIN | EPOLLHUP | EPOLLERR
         fires[WATCH_WRITER] = EPOLLOUT | EPOLLHUP | EPOLLERR
         fires[WATCH_PRIORITY] = EPOLLPRI | EPOLLHUP | EPOLLERR
@@ -599,15 +742,25 @@ cdef class Reactor:
             taken = False
             if slot.stream_events and got & (slot.stream_events | EPOLLHUP | EPOLLERR):
                 stream = <Watched>slot.stream  # holds it: its protocol may close it
-                try:
-                    stream.ready(got)
-                except (SystemExit, KeyboardInterrupt):
-                    raise
-                except BaseException as exc:
-                    stream.failed(exc)
+                if (<ready_call>stream_ready)(stream, got) < 0:
+                    self.stream_raised(stream)
                 if self.closed:
                     return 0  # its protocol forked, and this is the child
+                if self.q.unsent_ns and monotonic_ns() - self.q.unsent_ns > UNSENT_NS:
+                    self.submit_sends()
                 continue
+            if slot.calls != NULL and (slot.armed & EDGE or slot.call_waits):
+                calls = <Watched>slot.calls
+                if not calls.valid():
+                    self.calls_close(fd)
+                    stale = True
+                elif slot.armed & EDGE:
+                    calls.ready(got)
+                    continue
+                elif got & (slot.call_waits | EPOLLHUP | EPOLLERR):
+                    taken = True
+                    calls.ready(got)
+                slot = &self.q.slots[fd]
             for kind in range(WATCH_KINDS):
                 handle = slot.watcher[kind]
                 if handle == NULL or not got & fires[kind]:
@@ -647,6 +800,10 @@ cdef class Reactor:
         self.make_set()
         for fd in range(self.q.n_slots):
             slot = &self.q.slots[fd]
+            if slot.calls != NULL and not (<Watched>slot.calls).valid():
+                slot.armed = 0
+                self.calls_close(fd)
+                slot = &self.q.slots[fd]
             if slot.armed:
                 slot.armed = 0
                 self.arm(fd)

@@ -195,10 +195,12 @@ static void ring_close(struct ring *r)
 
 /* ---- provided buffers: memory the kernel picks from when data has come ------- */
 
+#define BUFFERS_FIRST 64
+
 struct buffers {
     struct au_buf *ring; /* one mapping: the ring, then the buffers */
     char *memory;
-    unsigned count, size, mask;
+    unsigned count, used, size, mask; /* the kernel was given `used` of them so far */
     uint16_t tail;
     size_t map_size;
 };
@@ -213,7 +215,21 @@ static inline void buffers_add(struct buffers *b, unsigned bid)
     __atomic_store_n(&b->ring[0].tail, b->tail, __ATOMIC_RELEASE);
 }
 
-/* Make `count` (a power of two) buffers of `size` bytes, group 0 of the ring. */
+/* Give the kernel as many again as it has; 0 if all are in use already.
+ *
+ * The kernel takes them in turn, so each that it has is touched sooner or later: as few as
+ * do keep the working set in the processor's cache. */
+static inline unsigned buffers_more(struct buffers *b)
+{
+    unsigned more = b->used ? b->used : b->count < BUFFERS_FIRST ? b->count : BUFFERS_FIRST;
+    if (more > b->count - b->used)
+        more = b->count - b->used;
+    for (unsigned i = 0; i < more; i++)
+        buffers_add(b, b->used++);
+    return more;
+}
+
+/* Room for `count` (a power of two) buffers of `size` bytes, group 0 of the ring. */
 static int buffers_open(struct buffers *b, struct ring *r, unsigned count, unsigned size)
 {
     struct au_buf_reg reg;
@@ -238,8 +254,7 @@ static int buffers_open(struct buffers *b, struct ring *r, unsigned count, unsig
         b->ring = NULL;
         return error;
     }
-    for (unsigned i = 0; i < count; i++)
-        buffers_add(b, i);
+    buffers_more(b);
     return 0;
 }
 

@@ -32,7 +32,7 @@ Rules:
 """
 
 from cpython.object cimport PyObject, PyTypeObject
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t
 
 import asyncio
 
@@ -101,6 +101,7 @@ cdef extern from "Python.h":
     void Py_DECREF(PyObject *)
     PyObject *PyTuple_GET_ITEM(object, Py_ssize_t)
     object PyObject_Call(object, object, object)
+    bint PyCFunction_CheckExact(object)
 
 cdef extern from *:
     """
@@ -169,18 +170,6 @@ cdef class TimerQueue:
 @cython.no_gc_clear  # methods use q and reactor unchecked; the Backlog breaks the cycles
 cdef class Scheduler:
     """Native base of the event loop; see the module's docstring."""
-
-    cdef object backlog
-    cdef BacklogObject *q
-    cdef Reactor reactor
-    cdef bint stopping
-    cdef bint turning            # the reactor was started for a run that goes on
-    cdef public object _current_handle
-    cdef object thread_id
-    cdef dict loop_keyword        # {"loop": self}, for the tasks and futures it makes
-    cdef bint plain_tasks         # no task factory is set
-    cdef object task_factory
-    cdef uint64_t n_turns, n_inline
 
     def __cinit__(self, *args, **kwargs):
         self.backlog = backlog_new()
@@ -458,6 +447,18 @@ cdef class Scheduler:
                     handle.flags &= ~HANDLE_KEEP
                     handle_drop(handle)  # as it is without debug mode
         return 0
+
+    cdef int schedule(self, PyObject *callback, PyObject *argument,
+                      PyObject *context) except -1:
+        """call_soon(callback, argument, context=context), for the wake-up of a task."""
+        cdef HandleObject *handle
+        if self.q.state:
+            self.call_soon(<object>callback, <object>argument, context=<object>context)
+            return 0
+        handle = handle_new(0, <PyObject *>self, callback, &argument, 1, context)
+        if not PyCFunction_CheckExact(<object>callback):
+            PyObject_GC_Track(<PyObject *>handle)  # see backlog_call_soon()
+        return ready_push_steal(self.q, handle)
 
     # -- readiness ------------------------------------------------------------
 

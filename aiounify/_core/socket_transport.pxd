@@ -1,7 +1,7 @@
-from libc.stdint cimport uint16_t, uint32_t
+from libc.stdint cimport uint8_t, uint32_t
 
-from aiounify._core.backlog cimport BacklogObject
-from aiounify._core.reactor cimport Reactor, Watched
+from aiounify._core.address cimport socklen_t
+from aiounify._core.transport cimport Transport, iovec
 
 
 cdef extern from "<sys/socket.h>" nogil:
@@ -11,17 +11,6 @@ cdef extern from "<sys/socket.h>" nogil:
         SOCK_NONBLOCK
         SOCK_CLOEXEC
         SHUT_WR
-        AF_INET
-        AF_INET6
-        AF_UNIX
-    ctypedef unsigned int socklen_t
-    struct sockaddr:
-        unsigned short sa_family
-    struct sockaddr_storage:
-        unsigned short ss_family
-    struct iovec:
-        void *iov_base
-        size_t iov_len
     struct msghdr:
         void *msg_name
         socklen_t msg_namelen
@@ -29,43 +18,26 @@ cdef extern from "<sys/socket.h>" nogil:
         size_t msg_iovlen
 
 
-cdef object address_of(sockaddr_storage *a)
-
-
-cdef class SocketTransport(Watched):
-    cdef readonly object _loop
-    cdef Reactor reactor
-    cdef BacklogObject *q
+cdef class SocketTransport(Transport):
     cdef readonly int _sock_fd
     cdef object sock            # the socket object, once there is one
-    cdef object _protocol
-    cdef object received        # the protocol's method that takes what comes
-    cdef object context
-    cdef dict extra
     cdef readonly object _server
-    cdef Py_ssize_t pending_size     # bytes queued and not taken by the kernel
-    cdef Py_ssize_t high, low
-    cdef uint32_t events        # the readiness the slot waits for
-    cdef uint16_t conn_lost
-    cdef int family, kind
-    cdef bint closing, protocol_connected, started
+    cdef object local           # "sockname", if all that one server accepts have the same
+    cdef char[28] peer          # "peername" as the kernel gave it: no longer than sockaddr_in6
+    cdef uint8_t peer_length
+    cdef int family, kind, proto
+    cdef bint protocol_connected, started
     cdef bint receiving         # a receive is in the ring
     cdef bint sending           # a send is in the ring
     cdef bint lent              # sendfile has the descriptor
     cdef bint fd_closed
     cdef bint lost_called       # connection_lost was called; the descriptor waits for the ring
-    cdef readonly bint _protocol_paused
 
     cdef int open(self, loop, int fd, sock, protocol, extra, server) except -1
-    cdef int connection_made(self) except -1
+    cdef dict facts(self)
     cdef int remember_sockname(self) except -1
     cdef int wait_for(self, uint32_t events) except -1
     cdef int start_reading(self) except -1
     cdef int stop_reading(self) except -1
     cdef int drop_pending(self) except -1
     cdef int close_socket(self) except -1
-    cdef int lost_now(self) except -1
-    cdef int count_lost_write(self) except -1
-    cdef int maybe_pause_protocol(self) except -1
-    cdef int maybe_resume_protocol(self) except -1
-    cdef int flow(self, str name) except -1

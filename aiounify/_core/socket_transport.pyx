@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-"""What native socket transports share: their life, their descriptor, flow control.
+"""What native socket transports share: their life and their descriptor.
 
 `stream.pyx` and `datagram.pyx` build on it.  The contract is that of asyncio's
 _SelectorTransport: states, messages, and the order of callbacks are the same.
@@ -13,87 +13,36 @@ Rules of lifetime:
   of the ring still refers to it then, by the completion of the last one.
 * A socket object exists only if the transport was made from one, or when somebody asks
   for it; then it owns the descriptor.
-* All callbacks of the protocol run in one context, copied when the transport is made.
+* What transport.pyx says.
 """
 
 from cpython.object cimport PyObject
-from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.stdint cimport uint32_t
+from libc.string cimport memcpy
 from posix.unistd cimport close as c_close
 
 import asyncio
 import socket
 import warnings
-from asyncio import constants, trsock
+from asyncio import trsock
 from asyncio.log import logger
 
+from aiounify._core.address cimport address_of, sockaddr, sockaddr_storage, socklen_t
 from aiounify._core.backlog cimport STATE_FORKED
-from aiounify._core.reactor cimport Reactor, Watched
+from aiounify._core.reactor cimport Reactor
+from aiounify._core.transport cimport Transport
 
-
-cdef extern from "<netinet/in.h>" nogil:
-    struct in_addr:
-        uint32_t s_addr
-    struct in6_addr:
-        uint8_t s6_addr[16]
-    struct sockaddr_in:
-        uint16_t sin_port
-        in_addr sin_addr
-    struct sockaddr_in6:
-        uint16_t sin6_port
-        uint32_t sin6_flowinfo
-        in6_addr sin6_addr
-        uint32_t sin6_scope_id
-    uint16_t ntohs(uint16_t)
-    uint32_t ntohl(uint32_t)
 
 cdef extern from "<sys/socket.h>" nogil:
     int getsockname(int fd, sockaddr *addr, socklen_t *n)
 
-cdef extern from "<arpa/inet.h>" nogil:
-    const char *inet_ntop(int af, const void *src, char *dst, socklen_t size)
-
-cdef extern from "Python.h":
-    PyObject *PyContext_CopyCurrent() except NULL
-    void Py_DECREF(PyObject *)
-
-cdef enum:
-    DEFAULT_HIGH = 65536
-
-cdef int LOG_THRESHOLD = constants.LOG_THRESHOLD_FOR_CONNLOST_WRITES
-
-
-cdef object address_of(sockaddr_storage *a):
-    """The address of a peer as the socket module gives it; "" for an unnamed unix socket."""
-    cdef char[64] text
-    cdef sockaddr_in *v4 = <sockaddr_in *>a
-    cdef sockaddr_in6 *v6 = <sockaddr_in6 *>a
-    if a.ss_family == AF_INET:
-        inet_ntop(AF_INET, &v4.sin_addr, text, sizeof(text))
-        return (text.decode(), ntohs(v4.sin_port))
-    if a.ss_family == AF_INET6:
-        inet_ntop(AF_INET6, &v6.sin6_addr, text, sizeof(text))
-        host = text.decode()
-        if v6.sin6_scope_id:
-            # the socket module names the interface: fe80::1%eth0
-            number = (host, ntohs(v6.sin6_port), 0, v6.sin6_scope_id)
-            host = socket.getnameinfo(number, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)[0]
-        return (host, ntohs(v6.sin6_port), ntohl(v6.sin6_flowinfo), v6.sin6_scope_id)
-    return ""
-
-cdef class SocketTransport(Watched):
+cdef class SocketTransport(Transport):
     """A socket under a protocol; what it is to isinstance() is given by its kind."""
 
     cdef int open(self, loop, int fd, sock, protocol, extra, server) except -1:
-        self._loop = loop
-        self.reactor = <Reactor>loop._reactor
-        self.q = self.reactor.q
+        self.begin(loop, extra)
         self.sock = sock
         self._sock_fd = fd
-        self.extra = {} if extra is None else dict(extra)
-        self.high = DEFAULT_HIGH
-        self.low = DEFAULT_HIGH // 4
-        self.context = <object>PyContext_CopyCurrent()
-        Py_DECREF(<PyObject *>self.context)
         self.set_protocol(protocol)
         self._server = server
         self.reactor.stream_open(fd, self)
@@ -109,24 +58,19 @@ cdef class SocketTransport(Watched):
     def _sock(self):
         """The socket object; made when first asked for."""
         if self.sock is None and self._sock_fd >= 0 and self._loop is not None:
-            self.sock = socket.socket(self.family, self.kind, -1, self._sock_fd)
-            self.sock.setblocking(False)
+            # All of it is known, so the socket module asks the kernel for none of it.
+            self.sock = socket.socket(
+                self.family, self.kind | SOCK_NONBLOCK, self.proto, self._sock_fd
+            )
         return self.sock
-
-    @property
-    def _conn_lost(self):
-        return self.conn_lost
-
-    @property
-    def _closing(self):
-        return self.closing
 
     # -- what a protocol can ask ------------------------------------------------
 
     def get_extra_info(self, name, default=None):
         """As asyncio's: "socket", "sockname", "peername" and what the maker added."""
-        if name in self.extra:
-            return self.extra[name]
+        cdef dict extra = self.facts()
+        if name in extra:
+            return extra[name]
         if self._loop is None:
             return default
         if name == "socket":
@@ -138,28 +82,32 @@ cdef class SocketTransport(Watched):
                 found = None
         else:
             return default
-        self.extra[name] = found
+        extra[name] = found
         return found
+
+    cdef dict facts(self):
+        """What get_extra_info() knows; of accepted connections made when first asked for."""
+        cdef sockaddr_storage name
+        if self.extra is None:
+            self.extra = {}
+            if self.peer_length:
+                memcpy(&name, self.peer, self.peer_length)
+                self.extra["peername"] = address_of(&name, self.peer_length)
+            if self.local is not None:
+                self.extra["sockname"] = self.local
+        return self.extra
 
     @property
     def _extra(self):
         for name in ("socket", "sockname", "peername"):
             self.get_extra_info(name)
-        return self.extra
-
-    def get_protocol(self):
-        """The protocol that is called now."""
-        return self._protocol
-
-    def is_closing(self):
-        """True once close() or abort() was called or the connection was lost."""
-        return self.closing
+        return self.facts()
 
     cdef int remember_sockname(self) except -1:
         """Programs ask for it after the connection is closed, too."""
         cdef sockaddr_storage name
         cdef socklen_t length = sizeof(name)
-        if "sockname" in self.extra:
+        if self.local is not None or "sockname" in self.facts():
             return 0
         if self.sock is not None:
             try:
@@ -167,7 +115,7 @@ cdef class SocketTransport(Watched):
             except OSError:
                 self.extra["sockname"] = None
         elif getsockname(self._sock_fd, <sockaddr *>&name, &length) == 0:
-            self.extra["sockname"] = address_of(&name)
+            self.extra["sockname"] = address_of(&name, length)
         return 0
 
     # -- beginning and end --------------------------------------------------------
@@ -182,21 +130,6 @@ cdef class SocketTransport(Watched):
 
     cdef int drop_pending(self) except -1:
         """Forget what was not sent."""
-        return 0
-
-    cdef int connection_made(self) except -1:
-        try:
-            self._protocol.connection_made(self)
-        except (SystemExit, KeyboardInterrupt):
-            raise
-        except BaseException as exc:
-            callback = self._protocol.connection_made
-            self._loop.call_exception_handler({
-                "message": f"Exception in callback {callback!r}",
-                "exception": exc,
-                "transport": self,
-                "protocol": self._protocol,
-            })
         return 0
 
     cdef int wait_for(self, uint32_t events) except -1:
@@ -250,34 +183,6 @@ cdef class SocketTransport(Watched):
                 self._server = None
                 _detach(server, self)
 
-    cdef int lost_now(self) except -1:
-        """connection_lost from inside the reactor: what it raises is reported, as that of
-        any callback is."""
-        loop = self._loop
-        try:
-            self._call_connection_lost(None)
-        except (SystemExit, KeyboardInterrupt):
-            raise
-        except BaseException as exc:
-            loop.call_exception_handler({
-                "message": "Exception in callback connection_lost()",
-                "exception": exc,
-                "transport": self,
-            })
-        return 0
-
-    cdef int failed(self, exc) except -1:
-        """An exception left one of the reactor's calls."""
-        if self._loop is None:
-            raise exc
-        self._loop.call_exception_handler({
-            "message": "Exception in callback of a transport",
-            "exception": exc,
-            "transport": self,
-            "protocol": self._protocol,
-        })
-        return 0
-
     cdef int close_socket(self) except -1:
         cdef int fd = self._sock_fd
         self.remember_sockname()
@@ -300,13 +205,6 @@ cdef class SocketTransport(Watched):
         if self._server is not None:
             _detach(self._server, self)
 
-    cdef int count_lost_write(self) except -1:
-        if self.conn_lost >= LOG_THRESHOLD:
-            logger.warning("socket.send() raised exception.")
-        if self.conn_lost < 60000:
-            self.conn_lost += 1
-        return 0
-
     # -- flow control ---------------------------------------------------------------
 
     def get_write_buffer_size(self):
@@ -319,41 +217,7 @@ cdef class SocketTransport(Watched):
 
     def set_write_buffer_limits(self, high=None, low=None):
         """pause_writing() above `high` bytes, resume_writing() at `low`."""
-        if high is None:
-            high = DEFAULT_HIGH if low is None else 4 * low
-        if low is None:
-            low = high // 4
-        if not high >= low >= 0:
-            raise ValueError(f"high ({high!r}) must be >= low ({low!r}) must be >= 0")
-        self.high = high
-        self.low = low
-        self.maybe_pause_protocol()
-
-    cdef int maybe_pause_protocol(self) except -1:
-        if self.pending_size <= self.high or self._protocol_paused:
-            return 0
-        self._protocol_paused = True
-        return self.flow("pause_writing")
-
-    cdef int maybe_resume_protocol(self) except -1:
-        if not self._protocol_paused or self.pending_size > self.low:
-            return 0
-        self._protocol_paused = False
-        return self.flow("resume_writing")
-
-    cdef int flow(self, str name) except -1:
-        try:
-            getattr(self._protocol, name)()
-        except (SystemExit, KeyboardInterrupt):
-            raise
-        except BaseException as exc:
-            self._loop.call_exception_handler({
-                "message": f"protocol.{name}() failed",
-                "exception": exc,
-                "transport": self,
-                "protocol": self._protocol,
-            })
-        return 0
+        self.set_limits(high, low)
 
 
 cdef object _attach, _detach

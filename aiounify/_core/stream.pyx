@@ -16,8 +16,8 @@ run of small reads it goes back.
 
 How it sends: at once if nothing is queued, as asyncio does; on the ring, while more of
 the same turn is still to be handled, together with the others by the next submission, at
-most 100 us later.  What the socket does not take is queued; bytes are kept by reference, anything mutable is copied, so changing a
-bytearray after write() changes nothing.  The queue goes out by sendmsg when the socket
+most 100 us later.  What the socket does not take is queued; bytes are kept by reference,
+anything mutable is copied, so changing a bytearray after write() changes nothing.  The queue goes out by sendmsg when the socket
 is writable.
 
 Rules of lifetime:
@@ -25,8 +25,10 @@ Rules of lifetime:
 * Those of socket_transport.pyx.
 * pause_reading() stops delivery at once.  The readiness registration is left until
   something arrives, so a protocol that pauses and resumes makes no system call.
-* The ring reads from bytes objects in `pending` and writes to the shared buffers; a
+* The ring reads from the bytes object `in_flight` and writes to the shared buffers; a
   send in flight keeps its object, also after abort().
+* A received message that nobody holds when the protocol returns, or when it is sent, is
+  received into again: see spare_bytes.h.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
@@ -49,6 +51,13 @@ import socket
 from asyncio import constants, futures
 from asyncio.log import logger
 
+from aiounify._core.address cimport (
+    AF_UNIX,
+    address_of,
+    sockaddr,
+    sockaddr_storage,
+    socklen_t,
+)
 from aiounify._core.backlog cimport STATE_DEBUG, STATE_FORKED
 from aiounify._core.reactor cimport (
     EAGAIN,
@@ -60,22 +69,29 @@ from aiounify._core.reactor cimport (
     EPOLLOUT,
     SCRATCH,
     Reactor,
+    bytes_reuse,
     errno,
+    raise_pending,
+    spare_give,
+    spare_take,
 )
 from aiounify._core.socket_transport cimport (
-    AF_UNIX,
     MSG_DONTWAIT,
     MSG_NOSIGNAL,
     SHUT_WR,
     SOCK_CLOEXEC,
     SOCK_NONBLOCK,
     SocketTransport,
-    address_of,
-    iovec,
     msghdr,
-    sockaddr,
-    sockaddr_storage,
-    socklen_t,
+)
+from aiounify._core.transport cimport (
+    BULK_MAX,
+    BULK_MIN,
+    IOV,
+    SMALL_RUN,
+    gather,
+    iovec,
+    taken,
 )
 
 cdef extern from "<errno.h>" nogil:
@@ -96,44 +112,66 @@ cdef extern from "<sys/socket.h>" nogil:
 cdef extern from "Python.h":
     int PyContext_Enter(PyObject *) except -1
     int PyContext_Exit(PyObject *) except -1
-    object PyObject_CallOneArg(object, object)
-    object PyObject_CallNoArgs(object)
     int _PyBytes_Resize(PyObject **, Py_ssize_t) except -1
-    PyObject *PyBytes_FromStringAndSize_raw "PyBytes_FromStringAndSize" (
-        const char *, Py_ssize_t) except NULL
     void Py_DECREF(PyObject *)
+    void Py_INCREF(PyObject *)
+    Py_ssize_t Py_REFCNT(PyObject *)
+    int get_view "PyObject_GetBuffer" (PyObject *, Py_buffer *, int)
+    void clear_error "PyErr_Clear" ()
+    void set_error "PyErr_SetString" (PyObject *, const char *)
+    bint PyByteArray_Check(object)
+    bint PyMemoryView_Check(object)
     Py_ssize_t PyList_GET_SIZE(object)
     PyObject *PyList_GET_ITEM(object, Py_ssize_t)
     char *bytes_data "PyBytes_AS_STRING" (PyObject *)
     Py_ssize_t bytes_size "PyBytes_GET_SIZE" (PyObject *)
 
+cdef extern from *:
+    """
+    /* m(argument), without the detour through the bound method's own call */
+    static inline PyObject *call_bound(PyObject *m, PyObject *argument)
+    {
+        if (PyMethod_Check(m)) {
+            PyObject *args[3] = {NULL, PyMethod_GET_SELF(m), argument};
+            return PyObject_Vectorcall(PyMethod_GET_FUNCTION(m), args + 1,
+                                       2 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
+        }
+        return PyObject_CallOneArg(m, argument);
+    }
+    """
+    PyObject *call_bound(object m, PyObject *argument)  # NULL: an exception is set
+
 cdef enum:
-    BULK_MIN = 65536         # first size of a bulk receive
-    BULK_MAX = 262144        # asyncio's limit of one receive
-    SMALL_RUN = 16           # small reads in a row that end bulk mode
     RING_BUFFER = 16384      # size of the ring's shared buffers
+    BURSTS = 8               # single writes in a row after which they are sent at once again
     BATCH_MAX = 8192         # longer sends gain nothing from being submitted together
-    IOV = 64
 
 cdef object _Buffered = asyncio.BufferedProtocol
 cdef object _set_result = futures._set_result_unless_cancelled
 
 
+cdef object _NO_HINT = -1
 cdef object _TRY_NATIVE = constants._SendfileMode.TRY_NATIVE
 
 
 cdef class StreamTransport(SocketTransport):
     """A connected stream socket under a protocol; an asyncio.Transport to isinstance()."""
 
+    cdef bytes in_flight        # what the reactor sends from; in front of `pending`
+    cdef Py_ssize_t place       # of the send in the reactor ...
+    cdef uint64_t submission    # ... until its next submission
+    cdef uint64_t written_in    # the turn of the last write that was sent at once
+    cdef int bursts             # above 0: writes come several in a turn
     cdef list pending           # bytes objects not sent yet
     cdef Py_ssize_t pending_offset   # into the first of them
     cdef object empty_waiter
     cdef uint32_t bulk          # size of the next bulk receive; 0: small mode
     cdef uint16_t small_run
+    cdef object get_buffer      # the method of a BufferedProtocol
     cdef bint buffered, paused, eof, read_eof
     cdef bint stopping          # the receive in the ring was asked to end
     cdef bint by_readiness      # bulk, or a reactor that has nothing else
-    cdef object kept            # what the ring still sends from after an abort
+    cdef bint keeps             # the protocol kept the last bulk chunk
     cdef list stash             # received while it must not be delivered
     cdef bint stash_scheduled, stash_eof
     cdef int stash_error
@@ -169,14 +207,17 @@ cdef class StreamTransport(SocketTransport):
 
     @property
     def _buffer(self):
-        return self.pending or ()
+        waiting = [] if self.in_flight is None else [self.in_flight]
+        return waiting + (self.pending or [])
 
     def set_protocol(self, protocol):
         """Hand the stream to another protocol, also in mid-stream."""
         self.buffered = isinstance(protocol, _Buffered)
         if self.buffered:
             self.received = protocol.buffer_updated
+            self.get_buffer = protocol.get_buffer
         else:
+            self.get_buffer = None
             self.received = getattr(protocol, "data_received", None)
         self._protocol = protocol
         self.protocol_connected = True
@@ -263,8 +304,7 @@ cdef class StreamTransport(SocketTransport):
 
     cdef int drop_pending(self) except -1:
         if self.sending:
-            # the kernel reads from it until the send completes
-            self.kept = self.pending
+            # the kernel reads from `in_flight` until the send completes
             self.reactor.send_stop(self)
         self.pending = None
         self.pending_size = self.pending_offset = 0
@@ -314,44 +354,67 @@ cdef class StreamTransport(SocketTransport):
         return 0
 
     cdef int receive(self) except -1:
-        cdef Py_ssize_t n, size
-        cdef PyObject *raw = NULL
-        cdef object data
-        self.reactor.n_syscalls += 1
+        cdef Py_ssize_t n
+        cdef PyObject *data
         if self.bulk:
-            size = self.bulk
-            raw = PyBytes_FromStringAndSize_raw(NULL, size)
-            n = recv(self._sock_fd, bytes_data(raw), size, MSG_DONTWAIT)
-            if n <= 0:
-                Py_DECREF(raw)
-                return self.received_nothing(n)
-            if n < SCRATCH // 4:
-                self.small_run += 1
-                if self.small_run >= SMALL_RUN:
-                    self.bulk = 0
-                    self.back_to_small()
-            else:
-                self.small_run = 0
-                if n == size and size < BULK_MAX:
-                    self.bulk = size * 2
-            if n != size:
-                _PyBytes_Resize(&raw, n)
-            data = <object>raw
-            Py_DECREF(raw)
+            return self.receive_bulk()
+        self.reactor.n_syscalls += 1
+        n = recv(self._sock_fd, self.reactor.scratch, SCRATCH, MSG_DONTWAIT)
+        if n <= 0:
+            return self.received_nothing(n)
+        if n >= SCRATCH // 4:
+            self.bulk = BULK_MIN
+            self.small_run = 0
+        data = spare_take(&self.reactor.spares, n)
+        memcpy(bytes_data(data), self.reactor.scratch, n)
+        return self.deliver(data)
+
+    cdef int receive_bulk(self) except -1:
+        """Straight into a bytes object, which is used again unless the protocol keeps it.
+
+        A protocol that keeps what it receives gets objects cut to their size; what one
+        kept is known from the chunk before.
+        """
+        cdef Reactor reactor = self.reactor
+        cdef PyObject *data = reactor.bulk_take(self.bulk)
+        cdef Py_ssize_t n, size = bytes_size(data)
+        cdef PyObject *message
+        cdef bint cut
+        reactor.n_syscalls += 1
+        n = recv(self._sock_fd, bytes_data(data), size, MSG_DONTWAIT)
+        if n <= 0:
+            n = n if n == 0 else -errno
+            reactor.bulk_give(data)
+            return self.received_none(n)
+        if n < SCRATCH // 4:
+            self.small_run += 1
+            if self.small_run >= SMALL_RUN:
+                self.bulk = 0
+                self.back_to_small()
         else:
-            n = recv(self._sock_fd, self.reactor.scratch, SCRATCH, MSG_DONTWAIT)
-            if n <= 0:
-                return self.received_nothing(n)
-            if n >= SCRATCH // 4:
-                self.bulk = BULK_MIN
-                self.small_run = 0
-            data = PyBytes_FromStringAndSize(self.reactor.scratch, n)
+            self.small_run = 0
+            if n == size and size < BULK_MAX:
+                self.bulk = <uint32_t>size * 2
+        if n < size >> 2:
+            message = spare_take(&reactor.spares, n)
+            memcpy(bytes_data(message), bytes_data(data), n)
+            reactor.bulk_give(data)
+            return self.deliver(message)
+        cut = self.keeps and n < size
+        if cut:
+            _PyBytes_Resize(&data, n)
+        elif n < size:
+            bytes_reuse(data, n)
+        Py_INCREF(data)
         try:
-            PyObject_CallOneArg(self.received, data)
-        except (SystemExit, KeyboardInterrupt):
-            raise
-        except BaseException as exc:
-            self._fatal_error(exc, "Fatal error: protocol.data_received() call failed.")
+            self.deliver(data)
+        finally:
+            self.keeps = Py_REFCNT(data) > 1
+            if self.keeps or cut:
+                Py_DECREF(data)
+            else:
+                bytes_reuse(data, size)
+                reactor.bulk_give(data)
         return 0
 
     # -- receiving by the ring ------------------------------------------------------
@@ -371,6 +434,7 @@ cdef class StreamTransport(SocketTransport):
             self.reactor.give_back(buffer)
             return 0
         cdef object chunk
+        cdef PyObject *message
         if self.paused or self.stash is not None or self.q.state & STATE_DEBUG:
             chunk = PyBytes_FromStringAndSize(data, n)
             self.reactor.give_back(buffer)
@@ -388,20 +452,31 @@ cdef class StreamTransport(SocketTransport):
             if self.buffered:
                 self.fill(data, n, buffer)
             else:
-                chunk = PyBytes_FromStringAndSize(data, n)
+                message = spare_take(&self.reactor.spares, n)
+                memcpy(bytes_data(message), data, n)
                 self.reactor.give_back(buffer)
-                self.deliver(chunk)
+                self.deliver(message)
         finally:
             PyContext_Exit(<PyObject *>self.context)
         return 0
 
-    cdef int deliver(self, object data) except -1:
+    cdef int deliver(self, PyObject *data) except -1:
+        """Takes over the reference: what the protocol does not keep is used again."""
+        cdef PyObject *result = call_bound(self.received, data)
+        spare_give(&self.reactor.spares, data)
+        if result == NULL:
+            return self.protocol_raised("data_received")
+        Py_DECREF(result)
+        return 0
+
+    cdef int protocol_raised(self, str method) except -1:
+        """A method of the protocol failed with the exception that is set."""
         try:
-            PyObject_CallOneArg(self.received, data)
+            raise_pending()
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as exc:
-            self._fatal_error(exc, "Fatal error: protocol.data_received() call failed.")
+            self._fatal_error(exc, f"Fatal error: protocol.{method}() call failed.")
         return 0
 
     cdef int fill(self, const char *data, Py_ssize_t n, int buffer) except -1:
@@ -409,16 +484,8 @@ cdef class StreamTransport(SocketTransport):
         cdef Py_buffer view
         cdef Py_ssize_t size, done = 0
         while done < n and not self.closing:
-            try:
-                target = self._protocol.get_buffer(n - done)
-                PyObject_GetBuffer(target, &view, PyBUF_WRITABLE)
-                if not view.len:
-                    PyBuffer_Release(&view)
-                    raise RuntimeError("get_buffer() returned an empty buffer")
-            except (SystemExit, KeyboardInterrupt):
-                raise
-            except BaseException as exc:
-                self._fatal_error(exc, "Fatal error: protocol.get_buffer() call failed.")
+            if self.borrow(&view) < 0:
+                self.protocol_raised("get_buffer")
                 break
             if self.reactor.closed:
                 PyBuffer_Release(&view)
@@ -427,12 +494,7 @@ cdef class StreamTransport(SocketTransport):
             memcpy(view.buf, data + done, size)
             PyBuffer_Release(&view)
             done += size
-            try:
-                PyObject_CallOneArg(self.received, size)
-            except (SystemExit, KeyboardInterrupt):
-                raise
-            except BaseException as exc:
-                self._fatal_error(exc, "Fatal error: protocol.buffer_updated() call failed.")
+            self.tell_updated(size)
             if done < n and (self.paused or not self.buffered) and not self.closing:
                 # paused, or another kind of protocol took over, in the middle
                 if self.stash is None:
@@ -463,7 +525,8 @@ cdef class StreamTransport(SocketTransport):
                 if self.buffered:
                     self.fill(bytes_data(<PyObject *>chunk), len(chunk), -1)
                 else:
-                    self.deliver(chunk)
+                    Py_INCREF(<PyObject *>chunk)
+                    self.deliver(<PyObject *>chunk)
         finally:
             PyContext_Exit(<PyObject *>self.context)
         if self.closing:
@@ -537,32 +600,39 @@ cdef class StreamTransport(SocketTransport):
         return 0
 
     cdef int sent(self, int result) except -1:
-        cdef bytes data
+        cdef Reactor reactor = self.reactor
+        cdef PyObject *data = <PyObject *>self.in_flight
+        cdef Py_ssize_t size = bytes_size(data)
+        Py_INCREF(data)
+        self.in_flight = None
         self.sending = False
-        self.reactor.stream_release(self._sock_fd)
-        if self.kept is not None:
-            self.kept = None
+        reactor.stream_release(self._sock_fd)  # the caller holds the stream
         if self.lost_called:
+            Py_DECREF(data)
             if not self.receiving:
                 self.close_socket()
             return 0
-        if self.pending is None or self.conn_lost or self.reactor.shutting:
+        if self.pending_size == 0 or self.conn_lost or reactor.shutting:
+            Py_DECREF(data)
             return 0
         if result < 0:
             if result != -EAGAIN and result != -EINTR:
+                Py_DECREF(data)
                 self.send_failed(-result)
                 return 0
             result = 0
-        data = <bytes>self.pending[0]
         self.pending_size -= result
-        if self.pending_offset + result == len(data):
-            self.pending_offset = 0
-            if PyList_GET_SIZE(self.pending) == 1:
-                self.pending = None
-            else:
-                del self.pending[0]
+        if self.bursts:
+            self.bursts -= 1
+        if result == size:
+            spare_give(&reactor.spares, data)
         else:
-            self.pending_offset += result
+            # MSG_WAITALL was interrupted: the rest goes first
+            if self.pending is None:
+                self.pending = []
+            self.pending.insert(0, <object>data)
+            self.pending_offset = result
+            Py_DECREF(data)
         if self.pending_size:
             # queued meanwhile
             if self.flush() < 0:
@@ -588,12 +658,15 @@ cdef class StreamTransport(SocketTransport):
         return 0
 
     cdef int received_nothing(self, Py_ssize_t n) except -1:
-        cdef int error = errno
-        if n == 0:
+        return self.received_none(n if n == 0 else -errno)
+
+    cdef int received_none(self, Py_ssize_t result) except -1:
+        """0 at the end of the stream, or a negated errno."""
+        if result == 0:
             return self.received_eof()
-        if error == EAGAIN or error == EINTR:
+        if result == -EAGAIN or result == -EINTR:
             return 0
-        return self.receive_failed(error)
+        return self.receive_failed(<int>-result)
 
     cdef int receive_failed(self, int error) except -1:
         try:
@@ -624,59 +697,64 @@ cdef class StreamTransport(SocketTransport):
     cdef int receive_into(self) except -1:
         cdef Py_buffer view
         cdef Py_ssize_t n
-        try:
-            buffer = self._protocol.get_buffer(-1)
-            PyObject_GetBuffer(buffer, &view, PyBUF_WRITABLE)
-            if not view.len:
-                PyBuffer_Release(&view)
-                raise RuntimeError("get_buffer() returned an empty buffer")
-        except (SystemExit, KeyboardInterrupt):
-            raise
-        except BaseException as exc:
-            self._fatal_error(exc, "Fatal error: protocol.get_buffer() call failed.")
-            return 0
+        if self.borrow(&view) < 0:
+            return self.protocol_raised("get_buffer")
         if self.reactor.closed:
             PyBuffer_Release(&view)
             return 0  # get_buffer() forked: the data is the parent's
         self.reactor.n_syscalls += 1
         n = recv(self._sock_fd, view.buf, view.len, MSG_DONTWAIT)
+        if n < 0:
+            n = -errno
         PyBuffer_Release(&view)
         if n <= 0:
-            return self.received_nothing(n)
-        try:
-            PyObject_CallOneArg(self.received, n)
-        except (SystemExit, KeyboardInterrupt):
-            raise
-        except BaseException as exc:
-            self._fatal_error(exc, "Fatal error: protocol.buffer_updated() call failed.")
+            return self.received_none(n)
+        return self.tell_updated(n)
+
+    cdef int borrow(self, Py_buffer *view) noexcept:
+        """The protocol's buffer; -1 with an exception set."""
+        cdef PyObject *buffer = call_bound(self.get_buffer, <PyObject *>_NO_HINT)
+        if buffer == NULL:
+            return -1
+        if get_view(buffer, view, PyBUF_WRITABLE) < 0:
+            Py_DECREF(buffer)
+            return -1
+        Py_DECREF(buffer)  # the view has a reference of its own
+        if not view.len:
+            PyBuffer_Release(view)
+            set_error(<PyObject *>RuntimeError, b"get_buffer() returned an empty buffer")
+            return -1
+        return 0
+
+    cdef int tell_updated(self, Py_ssize_t n) except -1:
+        cdef object count = n
+        cdef PyObject *result = call_bound(self.received, <PyObject *>count)
+        if result == NULL:
+            return self.protocol_raised("buffer_updated")
+        Py_DECREF(result)
         return 0
 
     # -- sending ------------------------------------------------------------------
 
     def write(self, data):
         """Send bytes, or queue what the socket does not take now."""
-        cdef Py_ssize_t n
+        cdef Py_ssize_t n, size
         cdef Py_buffer view
+        cdef PyObject *copy
         if type(data) is bytes:
             if not self.pending_size and not self.conn_lost and not self.eof \
                     and self.empty_waiter is None:
                 if not bytes_size(<PyObject *>data):
                     return
-                if bytes_size(<PyObject *>data) <= BATCH_MAX and self.reactor.worth_batching():
-                    self.pending = [data]
-                    self.pending_size = bytes_size(<PyObject *>data)
-                    self.pending_offset = 0
-                    self.sending = self.reactor.send_start(
-                        self._sock_fd, self, bytes_data(<PyObject *>data), self.pending_size
-                    )
-                    self.maybe_pause_protocol()
+                if bytes_size(<PyObject *>data) <= BATCH_MAX and self.worth_waiting():
+                    self.send_with_others(<bytes>data)
                     return
                 n = self.send_now(bytes_data(<PyObject *>data), bytes_size(<PyObject *>data))
                 if n == bytes_size(<PyObject *>data) or n < 0:
                     return
                 self.queue(data, n)
                 return
-        elif not isinstance(data, (bytes, bytearray, memoryview)):
+        elif not (PyByteArray_Check(data) or PyMemoryView_Check(data) or isinstance(data, bytes)):
             raise TypeError(
                 f"data argument must be a bytes-like object, not {type(data).__name__!r}"
             )
@@ -687,14 +765,24 @@ cdef class StreamTransport(SocketTransport):
         if not data:
             return
         if self.conn_lost:
-            self.count_lost_write()
+            self.count_lost_write("socket.send() raised exception.")
             return
         if self.pending_size:
             self.queue(bytes(data), 0)
             return
-        if isinstance(data, memoryview) and not data.c_contiguous:
+        if get_view(<PyObject *>data, &view, PyBUF_SIMPLE) < 0:
+            clear_error()  # not contiguous
             data = bytes(data)
-        PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+            PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+        if view.len <= BATCH_MAX and self.worth_waiting():
+            copy = spare_take(&self.reactor.spares, view.len)
+            memcpy(bytes_data(copy), view.buf, view.len)
+            PyBuffer_Release(&view)
+            try:
+                self.send_with_others(<bytes>copy)
+            finally:
+                Py_DECREF(copy)
+            return
         n = self.send_now(<char *>view.buf, view.len)
         size = view.len
         PyBuffer_Release(&view)
@@ -702,6 +790,50 @@ cdef class StreamTransport(SocketTransport):
             return
         # only the rest is copied, and only once
         self.queue(bytes(memoryview(data).cast("B")[n:]), 0)
+
+    cdef inline bint worth_waiting(self) noexcept:
+        """The end of the turn, or the others that send in it."""
+        cdef Reactor reactor = self.reactor
+        cdef uint64_t turn
+        if reactor.worth_batching():
+            return True
+        turn = reactor.n_polls + reactor.n_waits
+        if self.written_in == turn:
+            self.bursts = BURSTS
+        self.written_in = turn
+        return self.bursts and reactor.running
+
+    cdef int send_with_others(self, bytes data) except -1:
+        """With the next submission of all that this turn sends."""
+        self.place = self.reactor.send_start(
+            self._sock_fd, self, bytes_data(<PyObject *>data), bytes_size(<PyObject *>data)
+        )
+        self.submission = self.reactor.submissions
+        self.sending = True
+        self.in_flight = data
+        self.pending_size = bytes_size(<PyObject *>data)
+        return self.maybe_pause_protocol()
+
+    cdef bint join(self, bytes data) except -1:
+        """Let it go with the send that is not submitted yet, if there is one."""
+        cdef Py_ssize_t before, size
+        cdef PyObject *joined
+        if not self.sending or self.submission != self.reactor.submissions \
+                or self.pending is not None:
+            return False
+        before = bytes_size(<PyObject *>self.in_flight)
+        size = before + bytes_size(<PyObject *>data)
+        if size > 2 * BATCH_MAX:
+            return False
+        joined = spare_take(&self.reactor.spares, size)
+        memcpy(bytes_data(joined), bytes_data(<PyObject *>self.in_flight), before)
+        memcpy(bytes_data(joined) + before, bytes_data(<PyObject *>data), size - before)
+        self.reactor.send_replace(self.place, bytes_data(joined), size)
+        self.in_flight = <bytes>joined
+        Py_DECREF(joined)
+        self.pending_size = size
+        self.bursts = BURSTS
+        return True
 
     cdef Py_ssize_t send_now(self, const char *data, Py_ssize_t size) except -2:
         """What the socket took, or -1 after a fatal error."""
@@ -725,6 +857,8 @@ cdef class StreamTransport(SocketTransport):
         return -1
 
     cdef int queue(self, bytes data, Py_ssize_t sent) except -1:
+        if self.join(data):
+            return self.maybe_pause_protocol()
         if self.pending is None:
             self.pending = []
         if not self.pending_size:
@@ -756,9 +890,16 @@ cdef class StreamTransport(SocketTransport):
         if not added:
             return
         if self.conn_lost:
-            self.count_lost_write()
+            self.count_lost_write("socket.send() raised exception.")
             return
         cdef bint idle = self.pending_size == 0
+        if size <= BATCH_MAX and (self.sending if not idle else self.worth_waiting()):
+            together = added[0] if len(added) == 1 else b"".join(added)
+            if idle:
+                self.send_with_others(together)
+            else:
+                self.queue(together, 0)
+            return
         if self.pending is None:
             self.pending = added
         else:
@@ -777,19 +918,10 @@ cdef class StreamTransport(SocketTransport):
         """Send from the queue, once; -1 after a fatal error."""
         cdef iovec[IOV] vec
         cdef msghdr msg
-        cdef Py_ssize_t n, i, count = PyList_GET_SIZE(self.pending)
-        cdef Py_ssize_t offset = self.pending_offset, size, done = 0
-        cdef PyObject *item
-        if count > IOV:
-            count = IOV
-        for i in range(count):
-            item = PyList_GET_ITEM(self.pending, i)
-            vec[i].iov_base = bytes_data(item) + offset
-            vec[i].iov_len = bytes_size(item) - offset
-            offset = 0
+        cdef Py_ssize_t n
         memset(&msg, 0, sizeof(msg))
         msg.msg_iov = vec
-        msg.msg_iovlen = count
+        msg.msg_iovlen = gather(self.pending, self.pending_offset, vec)
         self.reactor.n_syscalls += 1
         n = sendmsg(self._sock_fd, &msg, MSG_NOSIGNAL | MSG_DONTWAIT)
         if n < 0:
@@ -798,19 +930,8 @@ cdef class StreamTransport(SocketTransport):
         if not self.pending_size:
             self.pending = None
             self.pending_offset = 0
-            return n
-        size = n
-        while size:
-            item = PyList_GET_ITEM(self.pending, done)
-            if bytes_size(item) - self.pending_offset <= size:
-                size -= bytes_size(item) - self.pending_offset
-                self.pending_offset = 0
-                done += 1
-            else:
-                self.pending_offset += size
-                size = 0
-        if done:
-            del self.pending[:done]
+        else:
+            self.pending_offset = taken(self.pending, self.pending_offset, n)
         return n
 
     cdef int write_ready(self) except -1:
@@ -869,6 +990,7 @@ cdef class StreamTransport(SocketTransport):
         try:
             SocketTransport._call_connection_lost(self, exc)
         finally:
+            self.get_buffer = None
             if self.empty_waiter is not None and not self.empty_waiter.done():
                 self.empty_waiter.set_exception(ConnectionError("Connection is closed by peer"))
 
@@ -894,7 +1016,7 @@ cdef class Acceptor:
 
     cdef object loop, factory, sock, server, restart
     cdef object local           # the address of all that are accepted, if it is one
-    cdef int fd, backlog, family
+    cdef int fd, backlog, family, proto
     cdef object make_factory
 
     def __init__(self, loop, factory, sock, server, int backlog, restart):
@@ -905,6 +1027,7 @@ cdef class Acceptor:
         self.restart = restart
         self.fd = sock.fileno()
         self.family = sock.family
+        self.proto = sock.proto
         self.backlog = backlog
         name = sock.getsockname()
         wildcard = type(name) is tuple and name[0] in ("0.0.0.0", "::")
@@ -930,19 +1053,28 @@ cdef class Acceptor:
                     self.restart(exc)
                     return
                 raise exc
-            self.accepted(fd, &address)
+            self.accepted(fd, &address, n)
 
-    cdef int accepted(self, int fd, sockaddr_storage *address) except -1:
+    cdef int accepted(self, int fd, sockaddr_storage *address, socklen_t n) except -1:
         cdef StreamTransport transport = None
         cdef object protocol = None
         try:
             protocol = self.factory()
             transport = StreamTransport.__new__(StreamTransport)
             transport.family = self.family
-            extra = {"peername": address_of(address)}
-            if self.local is not None:
-                extra["sockname"] = self.local
+            transport.proto = self.proto
+            transport.local = self.local
+            extra = None
+            if n <= sizeof(transport.peer):
+                memcpy(transport.peer, address, n)
+                transport.peer_length = <uint8_t>n
+            else:
+                extra = {"peername": address_of(address, n)}
+                if self.local is not None:
+                    extra["sockname"] = self.local
             transport.open(self.loop, fd, None, protocol, extra, self.server)
+            if extra is None:
+                transport.extra = None  # made when asked for
         except (SystemExit, KeyboardInterrupt):
             self.refuse(fd, transport)
             raise

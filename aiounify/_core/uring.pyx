@@ -47,6 +47,7 @@ from aiounify._core.reactor cimport (
     EBUSY,
     ECANCELED,
     EINTR,
+    ENOBUFS,
     ENOSYS,
     EPOLLIN,
     ETIME,
@@ -119,6 +120,7 @@ cdef extern from "ring.h" nogil:
     void buffers_close(buffers *b)
     void buffers_abandon(buffers *b)
     void buffers_add(buffers *b, unsigned bid)
+    unsigned buffers_more(buffers *b)
 
     struct ring:
         int fd
@@ -162,9 +164,10 @@ cdef enum:
     TAG_SEND = 2         # ... whose send this is
     TAG_BITS = 15
     BUFFER_SIZE = 16384
-    BUFFER_COUNT = 512   # at most half of a completion ring
+    BUFFER_COUNT = 512   # at most; at first 64, see buffers_more()
     CLOCK_TURNS = 4      # turns with callbacks ready between two looks at the clock
     DEFER_NS = 50_000    # time after which such turns arm the epoll set again
+    HOT_NS = 5_000       # a wait that is shorter did not sleep
     BREATHE_TURNS = 64   # turns without a wait between two chances for threads and signals
     CLOSE_NS = 5_000_000_000  # how long close() waits for operations that cannot be cancelled
 
@@ -231,6 +234,18 @@ def probe():
     return _probe
 
 
+# Called through pointers that do not propagate: see stream_ready in reactor.pyx.
+ctypedef int (*ended_call)(Watched, int) noexcept
+ctypedef int (*received_call)(Watched, char *, int, int) noexcept
+
+cdef int stream_receive_ended(Watched stream, int result) except -1:
+    return stream.receive_ended(result)
+
+
+cdef int stream_received(Watched stream, char *data, int n, int buffer) except -1:
+    return stream.received_in(data, n, buffer)
+
+
 cdef class UringReactor(Reactor):
     """One ring, made disabled with the loop and enabled by the thread that runs it.
 
@@ -248,6 +263,7 @@ cdef class UringReactor(Reactor):
     cdef int thread            # the thread the ring is bound to, 0 before the first run
     cdef bint epoll_armed
     cdef bint has_epoll_wait
+    cdef bint hot              # the last wait for the epoll set was none
     cdef unsigned turns_unbroken
     cdef int64_t seen_ns       # when the epoll set was last asked
     cdef unsigned entries, cq_entries_asked
@@ -399,7 +415,9 @@ cdef class UringReactor(Reactor):
         return 0
 
     cdef inline int enter(self) except -1:
-        cdef int n = ring_enter(&self.ring)
+        cdef int n
+        self.submissions += 1
+        n = ring_enter(&self.ring)
         self.n_syscalls += 1
         self.q.unsent_ns = 0
         if n < 0 and n != -EINTR and n != -EBUSY and n != -EAGAIN:
@@ -464,9 +482,11 @@ cdef class UringReactor(Reactor):
         cdef int64_t before, after
         if self.finished:
             self.deliver_finished()
-        if not self.epoll_armed:
-            self.arm_epoll()
         self.looked = False
+        if not self.epoll_armed:
+            if self.hot and self.look_directly():
+                return 0
+            self.arm_epoll()
         before = monotonic_ns()
         if deadline <= before or self.q.head != self.q.tail or ring_cq_ready(&self.ring) \
                 or self.held is not None:
@@ -476,6 +496,7 @@ cdef class UringReactor(Reactor):
             return 0
         self.q.sleeping = 1
         self.q.unsent_ns = 0
+        self.submissions += 1
         with nogil:
             n = ring_wait(&self.ring, -1 if deadline == NEVER else deadline, before)
             after = monotonic_ns()
@@ -488,8 +509,34 @@ cdef class UringReactor(Reactor):
         if n < 0 and n != -ETIME and n != -EINTR and n != -EBUSY and n != -EAGAIN:
             raise OSError(-n, f"io_uring_enter: {os.strerror(-n)}")
         self.reap()
+        self.hot = after - before < HOT_NS and not self.epoll_armed
         PyErr_CheckSignals()
         return 0
+
+    cdef bint look_directly(self) except -1:
+        """Ask the epoll set without the ring.  True if something was there.
+
+        While descriptors are ready whenever the loop looks, the operation that waits for
+        them costs more than epoll_wait.  The ring is passed over only as long as it has
+        nothing: neither submissions nor completions, nor work of which the kernel says so.
+        """
+        cdef int n
+        if ring_unsubmitted(&self.ring) or ring_cq_ready(&self.ring) \
+                or ring_wants_enter(&self.ring) or self.q.head != self.q.tail:
+            return False
+        self.n_waits += 1
+        self.n_syscalls += 1
+        with nogil:
+            n = epoll_wait(self.epfd, self.events, MAX_EVENTS, 0)
+        if n <= 0:
+            self.hot = False
+            return False
+        self.turns_unbroken = 0
+        self.look = False
+        self.seen_ns = monotonic_ns()
+        self.dispatch(n)
+        PyErr_CheckSignals()
+        return True
 
     cdef int reap(self) except -1:
         """Take the completions that are there now.
@@ -536,32 +583,32 @@ cdef class UringReactor(Reactor):
 
     cdef int stream_completed(self, au_cqe *cqe) except -1:
         cdef Watched stream = <Watched><PyObject *><size_t>(cqe.user_data & ~<uint64_t>TAG_BITS)
-        self.n_completions += 1
-        try:
-            self.tell_stream(stream, cqe)
-        except (SystemExit, KeyboardInterrupt):
-            raise
-        except BaseException as exc:
-            stream.failed(exc)
-        return 0
-
-    cdef int tell_stream(self, Watched stream, au_cqe *cqe) except -1:
         cdef int buffer
+        self.n_completions += 1
         if cqe.user_data & TAG_BITS == TAG_SEND:
             self.n_sends -= 1
-            return stream.sent(cqe.res)
-        try:
-            if cqe.flags & IORING_CQE_F_BUFFER:
-                buffer = cqe.flags >> IORING_CQE_BUFFER_SHIFT
-                if cqe.res > 0:
-                    stream.received_in(
-                        self.buffers.memory + <size_t>buffer * self.buffers.size, cqe.res, buffer
-                    )
-                else:
-                    self.give_back(buffer)
-        finally:
-            if not cqe.flags & IORING_CQE_F_MORE:
-                stream.receive_ended(cqe.res)
+            return self.tell_sent(stream, cqe.res)
+        if cqe.flags & IORING_CQE_F_BUFFER:
+            buffer = cqe.flags >> IORING_CQE_BUFFER_SHIFT
+            if cqe.res <= 0:
+                self.give_back(buffer)
+            elif (<received_call>stream_received)(
+                stream, self.buffers.memory + <size_t>buffer * self.buffers.size, cqe.res, buffer
+            ) < 0:
+                try:
+                    self.stream_raised(stream)
+                finally:
+                    self.receive_goes_on(stream, cqe)
+                return 0
+        return self.receive_goes_on(stream, cqe)
+
+    cdef inline int receive_goes_on(self, Watched stream, au_cqe *cqe) except -1:
+        """Unless this completion was the last of its receive."""
+        if not cqe.flags & IORING_CQE_F_MORE:
+            if cqe.res == -ENOBUFS and self.buffers.ring != NULL:
+                buffers_more(&self.buffers)
+            if (<ended_call>stream_receive_ended)(stream, cqe.res) < 0:
+                self.stream_raised(stream)
         return 0
 
     cdef bint receive_start(self, int fd, Watched stream) except -1:
@@ -594,8 +641,7 @@ cdef class UringReactor(Reactor):
             buffers_add(&self.buffers, buffer)
         return 0
 
-    cdef bint send_start(self, int fd, Watched stream, char *data, Py_ssize_t n) except -1:
-        """Send all of it, together with whatever else the next turn submits."""
+    cdef Py_ssize_t send_start(self, int fd, Watched stream, char *data, Py_ssize_t n) except -1:
         cdef au_sqe *sqe = self.sqe()
         sqe.opcode = IORING_OP_SEND
         sqe.fd = fd
@@ -608,7 +654,13 @@ cdef class UringReactor(Reactor):
         self.n_ops[IORING_OP_SEND] += 1
         if not self.q.unsent_ns:
             self.q.unsent_ns = monotonic_ns()
-        return True
+        return <Py_ssize_t><size_t>sqe
+
+    cdef int send_replace(self, Py_ssize_t place, char *data, Py_ssize_t n) noexcept:
+        cdef au_sqe *sqe = <au_sqe *><size_t>place
+        sqe.addr = <uint64_t><size_t>data
+        sqe.len = <uint32_t>n
+        return 0
 
     cdef int submit_sends(self) except -1:
         return 0 if self.closed else self.enter()

@@ -1,10 +1,12 @@
-"""Pipes: the loop at one end, a process that does nothing else at the other."""
+"""Pipes: the loop at one end, a process that does nothing else at the other; or both ends in
+one loop, which then is all there is to measure."""
 
 import asyncio
 import fcntl
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import IO, cast
 
 from aiounify.bench.rows.base import LoopRow, Run
@@ -117,7 +119,71 @@ def _write(loop: asyncio.AbstractEventLoop) -> Run:
     return lambda n: loop.run_until_complete(megabytes(n))
 
 
+class _Conversation(asyncio.Protocol):
+    """Sends the next message when the one before it has come out at the other end."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, size: int) -> None:
+        self._loop = loop
+        self._message = bytes(size)
+        self._missing = self._left = 0
+        self.writer: asyncio.WriteTransport | None = None
+
+    def begin(self, count: int) -> asyncio.Future[None]:
+        self._left = count
+        self.done = self._loop.create_future()
+        self._send()
+        return self.done
+
+    def _send(self) -> None:
+        assert self.writer is not None
+        self._missing = len(self._message)
+        self.writer.write(self._message)
+
+    def data_received(self, data: bytes) -> None:
+        self._missing -= len(data)
+        if self._missing:
+            return
+        self._left -= 1
+        if self._left:
+            self._send()
+        else:
+            self.done.set_result(None)
+
+
+def _through(size: int) -> Callable[[asyncio.AbstractEventLoop], Run]:
+    def prepare(loop: asyncio.AbstractEventLoop) -> Run:
+        read, write = os.pipe()
+        _, conversation = loop.run_until_complete(
+            loop.connect_read_pipe(lambda: _Conversation(loop, size), os.fdopen(read, "rb", 0))
+        )
+        conversation.writer, _ = loop.run_until_complete(
+            loop.connect_write_pipe(asyncio.BaseProtocol, os.fdopen(write, "wb", 0))
+        )
+
+        async def messages(n: int) -> None:
+            await conversation.begin(n)
+
+        return lambda n: loop.run_until_complete(messages(n))
+
+    return prepare
+
+
 ROWS = (
+    LoopRow(
+        "pipe-1k",
+        "A message of 1 KiB through a pipe, both ends in the loop, one at a time.",
+        ("pipes",),
+        "message",
+        _through(1 << 10),
+    ),
+    LoopRow(
+        "pipe-64k",
+        "A message of 64 KiB through a pipe, both ends in the loop, one at a time.",
+        ("pipes",),
+        "message",
+        _through(1 << 16),
+        counted=300,
+    ),
     LoopRow(
         "pipe-read",
         "connect_read_pipe: a process writes as fast as it can.",

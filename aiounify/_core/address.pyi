@@ -1,0 +1,1 @@
+"""Nothing for Python: conversions of socket addresses for the native modules."""

@@ -1,0 +1,27 @@
+from cpython.object cimport PyObject
+from libc.stdint cimport uint64_t
+
+from aiounify._core.backlog cimport BacklogObject
+from aiounify._core.reactor cimport Reactor
+
+
+cdef class Scheduler:
+    cdef object backlog
+    cdef BacklogObject *q
+    cdef Reactor reactor
+    cdef bint stopping
+    cdef bint turning            # the reactor was started for a run that goes on
+    cdef public object _current_handle
+    cdef object thread_id
+    cdef dict loop_keyword        # {"loop": self}, for the tasks and futures it makes
+    cdef bint plain_tasks         # no task factory is set
+    cdef object task_factory
+    cdef uint64_t n_turns, n_inline
+
+    cdef int turn(self) except -1
+    cdef int run_last(self, size_t children) except -1
+    cdef int run_handles(self, size_t todo) except -1
+    cdef int run_handles_slowly(self, size_t todo) except -1
+    cdef int schedule(self, PyObject *callback, PyObject *argument, PyObject *context) except -1
+    cdef object add_watch(self, fileobj, int kind, object callback, tuple args)
+    cdef bint remove_watch(self, fileobj, int kind) except -1
