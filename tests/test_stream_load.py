@@ -1,11 +1,9 @@
 """Stream connections by the thousand, and more work than there is room for.
 
 What is proved: nothing is lost when the ring runs out of shared buffers or of room for completions;
-connections that end in every phase of their life leave no descriptor, object or memory; an event
-costs the same with 50,000 connections as with a hundred; what a slow reader has not taken costs
-no memory of its own.
+connections that end in every phase of their life leave no descriptor, object or memory; what a slow
+reader has not taken costs no memory of its own.
 
-Costs are counted (system calls, user instructions where the machine counts them), never timed.
 With AIOUNIFY_STRESS=1 there is ten times as much of everything; see CONTRIBUTING.md.
 """
 
@@ -422,11 +420,13 @@ async def test_10000_connections_dropped_in_one_phase(phase):
         before = await several(family, address, 5)
         memory = resident()
         after = await several(family, address, 50 * MANY)
+        grown = resident() - memory
+        print(f"{family}: descriptors, transports, blocks {before}, {after}; {grown} bytes more")
         assert after[:2] == before[:2]
         assert after[1] == 0
         if not SANITIZED:
             assert after[2] - before[2] < 500, "objects left behind"
-            assert resident() - memory < 4 << 20
+            assert grown < 4 << 20
         server.close()
         await server.wait_closed()
 
@@ -461,9 +461,9 @@ async def test_numbers_used_again_at_once():
 @pytest.mark.parametrize("call", ["write", "writelines"])
 @every_loop(kinds=BACKENDS, seconds=250)
 async def test_a_gibibyte_to_a_slow_reader(call):
-    """It is written at once, from one object; what is not sent yet costs no memory of its own."""
+    """All written at once, from one object; what is not sent yet costs no memory of its own."""
     loop = asyncio.get_running_loop()
-    chunk, chunks = noise(1 << 20), 1024
+    chunk, chunks = noise(1 << 20), 1024 if STRESS or call == "writelines" else 256
     one, other = socket_pair("unix")
     transport, protocol = await loop.create_connection(Recorder, sock=one)
     wrong = []

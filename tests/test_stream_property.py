@@ -379,7 +379,7 @@ def play_in(kind, *args, debug):
 
 
 some_programs = settings(
-    max_examples=2000 if STRESS else 15 if SANITIZED else 80,
+    max_examples=2000 if STRESS else 10 if SANITIZED else 20,
     deadline=None,
     derandomize=False,
     database=None,
