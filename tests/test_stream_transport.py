@@ -798,6 +798,21 @@ async def test_write_eof(family, how, data):
         assert await protocol.lost is None
 
 
+@every_loop
+async def test_write_eof_behind_bytes_that_are_answered_by_a_reset():
+    """Nothing is reported: write_eof() has returned, and the reader sees what became of the peer."""
+    loop = asyncio.get_running_loop()
+    for _ in range(20):
+        one, other = socket_pair("tcp")
+        transport, protocol = await loop.create_connection(Recorder, sock=one)
+        other.close()
+        with busy():
+            transport.write(b"x")
+        with contextlib.suppress(OSError):  # the bytes have gone at once, and so has the peer
+            transport.write_eof()
+        assert isinstance(await protocol.lost, OSError | None)
+
+
 @families
 @making
 @both_modes
