@@ -801,11 +801,7 @@ async def test_write_eof(family, how, data):
 
 @every_loop
 async def test_write_eof_behind_bytes_that_are_answered_by_a_reset():
-<<<<<<< HEAD
     """Nothing is reported: write_eof() has returned, and the reader finds out about the peer."""
-=======
-    """Nothing is reported: write_eof() has returned, and the reader sees that the peer is gone."""
->>>>>>> tests
     loop = asyncio.get_running_loop()
     for _ in range(20):
         one, other = socket_pair("tcp")
