@@ -13,7 +13,7 @@ sources := setup.py $(wildcard aiounify/_core/*.pyx aiounify/_core/*.pxd aiounif
 	aiounify/bench/*.pyx aiounify/_kernel_build.py)
 stubbed := $(subst /,.,$(basename $(wildcard aiounify/*.pyi aiounify/*/*.pyi)))
 
-.PHONY: help run test build lint conformance bench dist clean FORCE
+.PHONY: help run test build lint conformance sanitize bench bench-report dist clean FORCE
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -38,6 +38,9 @@ lint: $(VENV)/.linters build ## ruff, mypy --strict, and the stubs against the c
 
 conformance: build ## the interpreter's own asyncio tests on this loop, compared with asyncio's
 	@$(python) -m tests.conformance $(ARGS)
+
+sanitize: $(VENV)/.installed ## all tests on modules built with address and undefined-behaviour sanitizers
+	@.ci/sanitize $(python) $(ARGS)
 
 bench: $(VENV)/.peers build ## compare the loop with asyncio and uvloop
 	@$(python) -m aiounify bench $(ARGS)

@@ -1,5 +1,6 @@
 """Builds the native modules; everything else about the package is in pyproject.toml."""
 
+import os
 import re
 from pathlib import Path
 
@@ -7,6 +8,11 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 
 CFLAGS = ["-O3", "-fno-semantic-interposition", "-Wall", "-Wno-unused-function"]
+if sanitizers := os.environ.get("AIOUNIFY_SANITIZE"):  # "address,undefined": see .ci/sanitize
+    CFLAGS[:2] = ["-O1", "-g", "-fno-omit-frame-pointer"]
+    for name in ("CFLAGS", "LDFLAGS"):  # of all modules, that of cffi too
+        flags = f"-fsanitize={sanitizers} -fno-sanitize-recover=all"
+        os.environ[name] = f"{os.environ.get(name, '')} {flags}"
 CORE = ["scheduler", "reactor", "uring", "epoll", "address", "endpoint", "sock_calls"]
 CORE += ["transport", "socket_transport", "stream", "datagram", "pipe", "pipe_read", "pipe_write"]
 

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
 NO_URING = why_not_uring()
+# Under .ci/sanitize each freed block is kept for a while, and each object is a block.
+SANITIZED = "libasan" in os.environ.get("LD_PRELOAD", "")
 PROGRAMS = Path(__file__).parent / "programs"
 
 _loops: weakref.WeakSet[aiounify.EventLoop] = weakref.WeakSet()
@@ -70,6 +72,12 @@ def _factories(item: pytest.Item) -> dict[str, Callable[[], aiounify.EventLoop]]
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "every_reactor: run on the older io_uring path as well")
     config.addinivalue_line("markers", "as_asyncio: has to pass on asyncio's own loop as well")
+    config.addinivalue_line("markers", "plain_memory: not with sanitizers, which keep memory")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if SANITIZED and item.get_closest_marker("plain_memory"):
+        pytest.skip("memory is measured, and sanitizers keep it")
 
 
 def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> dict[str, Any]:

@@ -342,6 +342,7 @@ def test_references(loop, case, pipe):
     assert [b for a, b in zip(before, after, strict=True) if abs(b - a) > 50] == []
 
 
+@pytest.mark.plain_memory
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
 def test_memory(loop, case, pipe):
     """Less than eight bytes for each round, by Python's own allocators: no object is that small."""
@@ -365,6 +366,7 @@ def test_memory(loop, case, pipe):
     assert after - before < 8 * rounds
 
 
+@pytest.mark.plain_memory
 def test_resident_memory_of_a_long_run(loop):
     """A million callbacks and timers, set in bursts: the process stays as large as it was."""
 

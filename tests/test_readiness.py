@@ -260,6 +260,7 @@ async def test_closed_descriptor_is_an_os_error(method):
     assert loop.stats()["watched"] == 1
 
 
+@pytest.mark.plain_memory
 def test_number_beyond_all_limits(run_program, backend):
     run_program("huge_descriptor", backend)
 

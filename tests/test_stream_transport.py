@@ -31,6 +31,7 @@ from aiounify._core.stream import StreamTransport
 from aiounify._core.uring import UringReactor
 
 HANG = 20  # seconds after which a test is said to hang
+STRESS = os.environ.get("AIOUNIFY_STRESS", "") not in ("", "0")  # see CONTRIBUTING.md
 BUFFERED_SIZES = (7, 1 << 20)
 
 
@@ -58,6 +59,7 @@ if not NO_URING:
     LOOPS["uring-16"] = functools.partial(FewBuffersLoop, "uring")
     LOOPS["uring-tiny"] = functools.partial(TinyRingLoop, "uring")
 KINDS = [kind for kind in LOOPS if kind != "uring-tiny"]
+ASYNCIO = "asyncio"  # where a test states asyncio's contract, its own loop has to pass too
 
 
 alive = weakref.WeakSet()  # the transports of this test's protocols
@@ -68,16 +70,16 @@ def transports():
     return [found for found in gc.get_objects() if type(found) is StreamTransport]
 
 
-def run(kind, function, *args, debug=False, **kwargs):
+def run(kind, function, *args, debug=False, seconds=HANG, **kwargs):
     """Run an async function in a new loop, which must end with nothing left and unreported."""
     alive.clear()
-    loop = LOOPS[kind]()
+    loop = asyncio.SelectorEventLoop() if kind == ASYNCIO else LOOPS[kind]()
     loop.reports = found = []  # the test takes out of it what it expects
     loop.set_exception_handler(lambda _, report: found.append(report))
     loop.set_debug(debug)
     loop.slow_callback_duration = HANG
     try:
-        result = loop.run_until_complete(asyncio.wait_for(function(*args, **kwargs), HANG))
+        result = loop.run_until_complete(asyncio.wait_for(function(*args, **kwargs), seconds))
         for _ in range(3):
             loop.run_until_complete(asyncio.sleep(0))
         assert not asyncio.all_tasks(loop), "tasks left behind"
@@ -92,10 +94,10 @@ def run(kind, function, *args, debug=False, **kwargs):
     return result
 
 
-def every_loop(function=None, *, kinds=None, debug=(False,)):
+def every_loop(function=None, *, kinds=None, debug=(False,), seconds=HANG):
     """Make a test of an async function, run once for each kind of loop."""
     if function is None:
-        return functools.partial(every_loop, kinds=kinds, debug=debug)
+        return functools.partial(every_loop, kinds=kinds, debug=debug, seconds=seconds)
     cases = [
         pytest.param(kind, mode, id=f"{kind}-debug" if mode else kind)
         for kind, mode in itertools.product(kinds or KINDS, debug)
@@ -104,7 +106,7 @@ def every_loop(function=None, *, kinds=None, debug=(False,)):
     @pytest.mark.parametrize(("loop_kind", "loop_debug"), cases)
     @functools.wraps(function)
     def test(loop_kind, loop_debug, **kwargs):
-        run(loop_kind, function, debug=loop_debug, **kwargs)
+        run(loop_kind, function, debug=loop_debug, seconds=seconds, **kwargs)
 
     signature = inspect.signature(function)
     added = [
@@ -795,6 +797,21 @@ async def test_write_eof(family, how, data):
         await until(lambda: protocol.received == b"reading goes on")
         peer.close()
         assert await protocol.lost is None
+
+
+@every_loop
+async def test_write_eof_behind_bytes_that_are_answered_by_a_reset():
+    """Nothing is reported: write_eof() has returned, and the reader finds out about the peer."""
+    loop = asyncio.get_running_loop()
+    for _ in range(20):
+        one, other = socket_pair("tcp")
+        transport, protocol = await loop.create_connection(Recorder, sock=one)
+        other.close()
+        with busy():
+            transport.write(b"x")
+        with contextlib.suppress(OSError):  # the bytes have gone at once, and so has the peer
+            transport.write_eof()
+        assert isinstance(await protocol.lost, OSError | None)
 
 
 @families

@@ -124,6 +124,7 @@ cdef class Reactor:
     cdef bint look       # the next poll asks the kernel, however recent the last answer is
     cdef bint looked     # the last poll of this run did ask it
     cdef epoll_event events[MAX_EVENTS]
+    cdef int stale_run       # sets of events in a row with one that nobody wanted
     cdef list finished
     cdef char *scratch       # SCRATCH bytes for small receives
     cdef spare_bytes spares  # objects for received messages, used again

@@ -96,6 +96,7 @@ cdef extern from "uring_abi.h" nogil:
 
 cdef enum:
     BREATHE_NS = 6_000_000
+    STALE_SHARE = 8      # a new epoll set after events in vain for one in so many slots
 
 
 # Exceptions of a stream's calls are rare, and a try block around each call is not free: it
@@ -791,7 +792,9 @@ cdef class Reactor:
                 return 0
             if not taken:
                 stale = True
-        if stale:
+        self.stale_run = self.stale_run + 1 if stale else 0
+        if self.stale_run > self.q.n_slots // STALE_SHARE:
+            self.stale_run = 0
             self.renew()
         return 0
 
@@ -801,7 +804,10 @@ cdef class Reactor:
         An event that nobody wants comes from a registration that outlived its
         watcher: the descriptor was closed while a duplicate kept the file open.  Such
         a registration can no longer be named, so it cannot be removed, and being
-        level-triggered it would come again for ever.
+        level-triggered it would come again for ever.  Once proves nothing: an event whose
+        watcher was closed by the one before it, as proxies do, never comes again.  A new
+        set costs a system call for each descriptor, so it is made when about as much
+        has been spent on events in vain.
         """
         cdef int fd
         cdef FdSlot *slot

@@ -98,6 +98,7 @@ cdef extern from "<errno.h>" nogil:
     enum:
         ECONNABORTED
         EMFILE
+        ENOTCONN
         ENFILE
         ENOBUFS
         ENOMEM
@@ -955,7 +956,7 @@ cdef class StreamTransport(SocketTransport):
             self.conn_lost += 1
             self.lost_now()
         elif self.eof and not self.conn_lost:
-            self.shut_down()
+            self.shut_down(True)
         return 0
 
     def can_write_eof(self):
@@ -968,11 +969,16 @@ cdef class StreamTransport(SocketTransport):
             return
         self.eof = True
         if not self.pending_size:
-            self.shut_down()
+            self.shut_down(False)
 
-    cdef int shut_down(self) except -1:
+    cdef int shut_down(self, bint late) except -1:
+        """Late is after write_eof() has returned: a peer that is gone is then the reader's find.
+
+        A reset may answer the last bytes, and small ones, which asyncio sends in write(), may
+        still be under way here: it would be an error of a call that nobody made.
+        """
         self.reactor.n_syscalls += 1
-        if shutdown(self._sock_fd, SHUT_WR) < 0:
+        if shutdown(self._sock_fd, SHUT_WR) < 0 and not (late and errno == ENOTCONN):
             raise OSError(errno, os.strerror(errno))
         return 0
 

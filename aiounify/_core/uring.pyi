@@ -25,6 +25,7 @@ class UringReactor(Reactor):
         entries: int = 256,
         cq_entries: int = 4096,
         epoll_wait_op: bool = True,
+        buffer_count: int = 512,
     ) -> None: ...
     @property
     def ring_size(self) -> tuple[int, int]: ...
