@@ -23,7 +23,8 @@ import pytest
 import test_stream_transport as streams
 from test_stream_transport import alive, noise, turns, until
 
-from aiounify._core.pipe import ReadPipeTransport, WritePipeTransport
+from aiounify._core.pipe_read import ReadPipeTransport
+from aiounify._core.pipe_write import WritePipeTransport
 
 NATIVE = [kind for kind in streams.LOOPS if kind in ("epoll", "uring", "uring-poll")]
 ours = functools.partial(streams.every_loop, kinds=NATIVE)
