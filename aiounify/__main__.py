@@ -228,6 +228,7 @@ def _names_a_program(arguments: list[str]) -> bool:
     first = arguments[0]
     if first == "-m":
         return len(arguments) > 1
+    # Not pathlib, whose "" is the current directory.
     return first != "bench" and not first.startswith("-") and os.path.exists(first)  # noqa: PTH110
 
 
