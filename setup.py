@@ -14,7 +14,8 @@ if sanitizers := os.environ.get("AIOUNIFY_SANITIZE"):  # "address,undefined": se
         flags = f"-fsanitize={sanitizers} -fno-sanitize-recover=all"
         os.environ[name] = f"{os.environ.get(name, '')} {flags}"
 CORE = ["scheduler", "reactor", "uring", "epoll", "address", "endpoint", "sock_calls"]
-CORE += ["transport", "socket_transport", "stream", "datagram", "pipe", "pipe_read", "pipe_write"]
+CORE += ["transport", "socket_transport", "stream_receive", "stream", "acceptor", "datagram"]
+CORE += ["pipe", "pipe_read", "pipe_write"]
 
 
 def headers(source: Path) -> set[str]:

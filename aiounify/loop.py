@@ -26,11 +26,12 @@ from typing import TYPE_CHECKING, Any
 
 from aiounify import _debug
 from aiounify._asyncio_private import SelectorEventLoop
+from aiounify._core.acceptor import Acceptor
 from aiounify._core.datagram import DatagramTransport
 from aiounify._core.epoll import EpollReactor
 from aiounify._core.sock_calls import SocketCalls, is_native_socket
 from aiounify._core.socket_transport import stream_at
-from aiounify._core.stream import Acceptor, StreamTransport
+from aiounify._core.stream import StreamTransport
 from aiounify._core.uring import UringReactor
 from aiounify._selector import ReactorSelector
 from aiounify.backends import OPERATION_NAMES, choose_backend, explain_forced

@@ -252,7 +252,7 @@ cdef class DatagramTransport(SocketTransport):
             for i in range(n):
                 if self.closing or self.conn_lost or self.reactor.closed:
                     break  # closed: the protocol forked, and this is the child
-                self.deliver(&r.names[i], r.messages[i].msg_hdr.msg_namelen,
+                self.deliver_datagram(&r.names[i], r.messages[i].msg_hdr.msg_namelen,
                              PyBytes_FromStringAndSize(<char *>r.vec[i].iov_base,
                                                        r.messages[i].msg_len))
         finally:
@@ -261,7 +261,7 @@ cdef class DatagramTransport(SocketTransport):
                 self.flush()
         return 0
 
-    cdef int deliver(self, sockaddr_storage *name, socklen_t length, bytes data) except -1:
+    cdef int deliver_datagram(self, sockaddr_storage *name, socklen_t length, bytes data) except -1:
         self.last_address = self.tuple_of(name, length)
         memcpy(&self.last_name, name, length)
         self.last_length = length

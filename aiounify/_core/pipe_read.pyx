@@ -13,8 +13,7 @@ and a run of small ones back.  What the protocol does not keep is read into agai
 """
 
 from cpython.object cimport PyObject
-from libc.stdint cimport uint16_t, uint32_t
-from libc.string cimport memcpy
+from libc.stdint cimport uint32_t
 from posix.unistd cimport read as c_read
 
 import os
@@ -28,12 +27,8 @@ from aiounify._core.reactor cimport (
     EAGAIN,
     EINTR,
     EPOLLIN,
-    SCRATCH,
-    Reactor,
-    bytes_reuse,
     errno,
     spare_give,
-    spare_take,
 )
 from aiounify._core.transport cimport BULK_MAX, BULK_MIN, SMALL_RUN
 
@@ -64,15 +59,6 @@ cdef extern from "Python.h":
     int PyContext_Enter(PyObject *) except -1
     int PyContext_Exit(PyObject *) except -1
     object PyObject_CallOneArg(object, object)
-    int _PyBytes_Resize(PyObject **, Py_ssize_t) except -1
-    void Py_DECREF(PyObject *)
-    void Py_INCREF(PyObject *)
-    Py_ssize_t Py_REFCNT(PyObject *)
-    char *bytes_data "PyBytes_AS_STRING" (PyObject *)
-    Py_ssize_t bytes_size "PyBytes_GET_SIZE" (PyObject *)
-
-cdef enum:
-    LONG = SCRATCH // 4      # a read of this many bytes is a long one
 
 cdef object _set_result = futures._set_result_unless_cancelled
 
@@ -88,10 +74,7 @@ cdef class ReadPipeTransport(PipeTransport):
 
     cdef readonly bint _paused
     cdef bint whole             # a socket that keeps messages apart
-    cdef bint keeps             # the protocol kept the last bulk read
-    cdef uint32_t bulk          # size of the next bulk read; 0: small mode
     cdef uint32_t largest       # of a bulk read: what the pipe can hold, 0: not asked yet
-    cdef uint16_t small_run
 
     def __cinit__(self):
         self.reads = True
@@ -195,59 +178,6 @@ cdef class ReadPipeTransport(PipeTransport):
         n = c_read(self._fileno, data, size)
         return n if n >= 0 else -errno
 
-    cdef int receive(self) except -1:
-        cdef Py_ssize_t n
-        cdef PyObject *data
-        if self.bulk:
-            return self.receive_bulk()
-        n = self.read_some(self.reactor.scratch, SCRATCH)
-        if n <= 0:
-            return self.received_nothing(n)
-        if n >= LONG:
-            self.bulk = BULK_MIN
-            self.small_run = 0
-        data = spare_take(&self.reactor.spares, n)
-        memcpy(bytes_data(data), self.reactor.scratch, n)
-        return self.deliver(data)
-
-    cdef int receive_bulk(self) except -1:
-        """Straight into a bytes object, which is used again unless the protocol keeps it.
-
-        A protocol that keeps what it receives gets objects cut to their size; what one
-        kept is known from the chunk before.
-        """
-        cdef Reactor reactor = self.reactor
-        cdef PyObject *data = reactor.bulk_take(self.bulk)
-        cdef Py_ssize_t n, size = bytes_size(data)
-        cdef PyObject *message
-        cdef bint cut
-        n = self.read_some(bytes_data(data), size)
-        if n <= 0:
-            reactor.bulk_give(data)
-            return self.received_nothing(n)
-        self.adapt(n, size)
-        if n < size >> 2:
-            message = spare_take(&reactor.spares, n)
-            memcpy(bytes_data(message), bytes_data(data), n)
-            reactor.bulk_give(data)
-            return self.deliver(message)
-        cut = self.keeps and n < size
-        if cut:
-            _PyBytes_Resize(&data, n)
-        elif n < size:
-            bytes_reuse(data, n)
-        Py_INCREF(data)
-        try:
-            self.deliver(data)
-        finally:
-            self.keeps = Py_REFCNT(data) > 1
-            if self.keeps or cut:
-                Py_DECREF(data)
-            else:
-                bytes_reuse(data, size)
-                reactor.bulk_give(data)
-        return 0
-
     cdef int deliver(self, PyObject *data) except -1:
         """Takes over the reference: what the protocol does not keep is used again."""
         try:
@@ -278,7 +208,7 @@ cdef class ReadPipeTransport(PipeTransport):
                 self.bulk = self.bulk // 2 if self.bulk > BULK_MIN else 0
         return 0
 
-    cdef int received_nothing(self, Py_ssize_t n) except -1:
+    cdef int received_none(self, Py_ssize_t n) except -1:
         if n < 0:
             if n != -EAGAIN and n != -EINTR:
                 try:

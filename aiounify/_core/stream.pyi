@@ -1,6 +1,6 @@
 import asyncio
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from typing_extensions import disjoint_base
@@ -73,17 +73,3 @@ class StreamTransport(asyncio.Transport):
     def _reset_empty_waiter(self) -> None: ...
     def _lend(self) -> None: ...
     def _take_back(self) -> None: ...
-
-@disjoint_base
-class Acceptor:
-    def __init__(
-        self,
-        loop: Any,
-        factory: Callable[[], asyncio.BaseProtocol],
-        sock: socket.socket,
-        server: Any,
-        backlog: int,
-        restart: Callable[[Acceptor, OSError, bool], object],
-    ) -> None: ...
-    # takes none; the signature is that of every compiled class with __call__
-    def __call__(self, *args: Any, **kwargs: Any) -> None: ...

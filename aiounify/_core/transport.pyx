@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-"""What all native transports share: their protocol, reports of its exceptions, flow control.
+"""What all native transports share: their protocol and its exceptions, bulk reads, flow control.
 
 Why it exists: sockets (`socket_transport.pyx`) and pipes (`pipe.pyx`) differ in the
 descriptor they own and in the contract of its end, not in this.
@@ -11,20 +11,33 @@ Rules:
 * All callbacks of the protocol run in one context, copied when the transport is made.
 * What is queued is a list of bytes objects, the first of which may be partly sent.  It is
   not copied; whoever queues something mutable copies it.
+* Reading in bulk goes straight into a bytes object; what a protocol does not keep is read
+  into again (spare_bytes.h).  The call that reads is the subclass's.
 * This class watches no descriptor and closes none: its subclasses do.
 """
 
 from cpython.object cimport PyObject
+from libc.string cimport memcpy
 
 from asyncio import constants
 from asyncio.log import logger
 
-from aiounify._core.reactor cimport Reactor, Watched
+from aiounify._core.reactor cimport (
+    SCRATCH,
+    Reactor,
+    Watched,
+    bytes_reuse,
+    spare_give,
+    spare_take,
+)
 
 
 cdef extern from "Python.h":
     PyObject *PyContext_CopyCurrent() except NULL
+    int _PyBytes_Resize(PyObject **, Py_ssize_t) except -1
     void Py_DECREF(PyObject *)
+    void Py_INCREF(PyObject *)
+    Py_ssize_t Py_REFCNT(PyObject *)
     Py_ssize_t PyList_GET_SIZE(object)
     PyObject *PyList_GET_ITEM(object, Py_ssize_t)
     char *bytes_data "PyBytes_AS_STRING" (PyObject *)
@@ -109,6 +122,78 @@ cdef class Transport(Watched):
             "transport": self,
             "protocol": self._protocol,
         })
+        return 0
+
+    # -- receiving, of those that do ------------------------------------------------
+
+    cdef Py_ssize_t read_some(self, char *data, Py_ssize_t size) noexcept:
+        """One system call: what it brought, or a negated errno."""
+        return 0
+
+    cdef int received_none(self, Py_ssize_t result) except -1:
+        """0 at the end, or a negated errno."""
+        return 0
+
+    cdef int deliver(self, PyObject *data) except -1:
+        """Give it to the protocol.  Takes over the reference: what is not kept is used again."""
+        return 0
+
+    cdef int adapt(self, Py_ssize_t n, Py_ssize_t size) except -1:
+        """Choose the size of the next bulk read by the n bytes that one of `size` brought."""
+        return 0
+
+    cdef int receive(self) except -1:
+        """Read once; what is short by way of the scratch buffer, into an object of its size."""
+        cdef Py_ssize_t n
+        cdef PyObject *data
+        if self.bulk:
+            return self.receive_bulk()
+        n = self.read_some(self.reactor.scratch, SCRATCH)
+        if n <= 0:
+            return self.received_none(n)
+        if n >= LONG:
+            self.bulk = BULK_MIN
+            self.small_run = 0
+        data = spare_take(&self.reactor.spares, n)
+        memcpy(bytes_data(data), self.reactor.scratch, n)
+        return self.deliver(data)
+
+    cdef int receive_bulk(self) except -1:
+        """Straight into a bytes object, which is used again unless the protocol keeps it.
+
+        A protocol that keeps what it receives gets objects cut to their size; what one
+        kept is known from the chunk before.
+        """
+        cdef Reactor reactor = self.reactor
+        cdef PyObject *data = reactor.bulk_take(self.bulk)
+        cdef Py_ssize_t n, size = bytes_size(data)
+        cdef PyObject *message
+        cdef bint cut
+        n = self.read_some(bytes_data(data), size)
+        if n <= 0:
+            reactor.bulk_give(data)
+            return self.received_none(n)
+        self.adapt(n, size)
+        if n < size >> 2:
+            message = spare_take(&reactor.spares, n)
+            memcpy(bytes_data(message), bytes_data(data), n)
+            reactor.bulk_give(data)
+            return self.deliver(message)
+        cut = self.keeps and n < size
+        if cut:
+            _PyBytes_Resize(&data, n)
+        elif n < size:
+            bytes_reuse(data, n)
+        Py_INCREF(data)
+        try:
+            self.deliver(data)
+        finally:
+            self.keeps = Py_REFCNT(data) > 1
+            if self.keeps or cut:
+                Py_DECREF(data)
+            else:
+                bytes_reuse(data, size)
+                reactor.bulk_give(data)
         return 0
 
     # -- flow control ---------------------------------------------------------------
