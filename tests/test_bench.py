@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from aiounify.bench import (
     stats,
     wrk,
 )
-from aiounify.bench.channel import Channel, ClosedError, Measurement, Reply
+from aiounify.bench.channel import Channel, ClosedError, Command, Measurement, Reply
 from aiounify.bench.child import Child, ChildError
 from aiounify.bench.counters import Counters, memory_used
 from aiounify.bench.rows import IdleRow, LoopRow, ServerRow, ServingRow
@@ -331,6 +332,31 @@ def test_channel_keeps_messages_apart() -> None:
             there.command()
 
 
+def test_workers_are_stopped_but_for_the_one_that_is_measured() -> None:
+    cpu = min(os.sched_getaffinity(0))
+    row = rows.ROWS["sleep0"]
+    arguments = ["--cpu", str(cpu), "--loop", "asyncio", "--row", row.name]
+    with Child("aiounify.bench.worker", *arguments) as child:
+        child.wait_ready(30)
+        stat = Path(f"/proc/{child._process.pid}/stat")
+
+        def stopped() -> bool:
+            return stat.read_text().rpartition(")")[2].split()[0] == "T"
+
+        child.rest()
+        deadline = time.monotonic() + 30
+        while not stopped():  # the signal is pending for an instant
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        with child.awake():
+            reply = child.ask(Command(cmd="count", count=1), 30)
+            assert reply["measurement"]["ops"] == 1
+        while not stopped():
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+    assert child._process.returncode == 0  # close() lets it go, and it ends by itself
+
+
 def test_child_that_dies_says_how() -> None:
     child = Child("aiounify.bench.worker", "--no-such-argument")
     with child, pytest.raises(ChildError, match="exited with status 2"):
@@ -377,7 +403,14 @@ def measured_on_asyncio(names: list[str], tmp_path: Path) -> dict[str, dict[str,
 
 
 @needs_loadgen
-def test_quick_run_of_every_kind_of_server(tmp_path: Path) -> None:
+def test_quick_run_of_every_kind_of_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory(prefix="short") as directory:
+        monkeypatch.setattr(tempfile, "tempdir", directory)
+        run_every_kind_of_server(tmp_path)
+        assert not list(Path(directory).iterdir())
+
+
+def run_every_kind_of_server(tmp_path: Path) -> None:
     names = ["buffered-1k-x10", "sock-64-x1", "unix-64k-x10", "unix-buffered-16k-x10"]
     names += ["unix-streams-1k-x100", "unix-sock-64-x10", "conn-protocol", "conn-streams"]
     names += ["udp-64", "udp-1400"]
@@ -386,7 +419,6 @@ def test_quick_run_of_every_kind_of_server(tmp_path: Path) -> None:
         windows = found["windows"]
         assert isinstance(windows, list)
         assert windows[0]["ops"] > 0
-    assert not list(Path(tempfile.gettempdir()).glob("aiounify-bench-*"))
 
 
 def test_quick_run_of_the_pipes(tmp_path: Path) -> None:

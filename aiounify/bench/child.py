@@ -1,11 +1,12 @@
 """The runner's side of a child process: start it, ask it, and say in words why it failed."""
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 
 from aiounify.bench.channel import Channel, ClosedError, Command, Reply
@@ -33,10 +34,14 @@ class ChildError(Exception):
 class Child:
     """A worker or a load generator, from its start to its end."""
 
-    def __init__(self, module: str, *arguments: str, under: Sequence[str] = ()) -> None:
-        # `under`: a program that runs the child, such as valgrind.
+    def __init__(
+        self, module: str, *arguments: str, under: Sequence[str] = (), directory: str | None = None
+    ) -> None:
+        # `under`: a program that runs the child, such as valgrind; `directory`: for its files.
         ours, theirs = socket.socketpair()
         environment = {k: v for k, v in os.environ.items() if k not in _DROP} | _SET
+        if directory is not None:
+            environment["TMPDIR"] = directory
         self._output = os.memfd_create("bench-output")
         with theirs:
             self._process = subprocess.Popen(
@@ -82,9 +87,23 @@ class Child:
             raise self._error(self._death()) from None
         return self.wait_ready(timeout)
 
+    @contextlib.contextmanager
+    def awake(self) -> Iterator[None]:
+        """Let a process that rest() stopped run for a while."""
+        self._process.send_signal(signal.SIGCONT)
+        try:
+            yield
+        finally:
+            self.rest()
+
+    def rest(self) -> None:
+        """Stop the process until it is needed: some loops spin while they have nothing to do."""
+        self._process.send_signal(signal.SIGSTOP)
+
     def close(self) -> None:
         """End the process: closing the channel tells it to, a signal if it does not."""
         self._channel.close()
+        self._process.send_signal(signal.SIGCONT)
         try:
             self._process.wait(_GRACE)
         except subprocess.TimeoutExpired:

@@ -4,15 +4,16 @@
     round 2:  aiounify-epoll  aiounify-uring  uvloop  asyncio
     ...
 
-Only one worker runs at a time; the others block.  Reversing the order each round cancels a speed
-that drifts in one direction.  A loop that fails leaves the row, not the run.
+Only one worker runs at a time; the others are stopped by a signal, because some loops spin while
+they have nothing to do, and would take half of the CPU from the one that is measured.  Reversing
+the order each round cancels a speed that drifts in one direction.  A loop that fails leaves the
+row, not the run.
 """
 
 import contextlib
-import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from aiounify.bench import callgrind, wrk
 from aiounify.bench.channel import Command, Measurement, Reply
@@ -65,11 +66,11 @@ def probe(name: str, options: Options) -> Reply:
         return child.wait_ready(_START)
 
 
-def _worker(loop: str, row: Row | None, options: Options) -> Child:
+def _worker(loop: str, row: Row | None, options: Options, directory: str | None = None) -> Child:
     arguments = ["--cpu", str(options.server_cpu), "--loop", loop]
     if row is not None:
         arguments += ["--row", row.name]
-    return Child("aiounify.bench.worker", *arguments)
+    return Child("aiounify.bench.worker", *arguments, directory=directory)
 
 
 class _LoopDriver:
@@ -222,7 +223,10 @@ def run_row(
         if lacking is not None:
             result.failed.update(dict.fromkeys(loops, lacking))
             return result
+        # Of sockets, also of loops that fail before they say where they listen.
+        directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="aiounify-bench-"))
         drivers: dict[str, _Driver] = {}
+        awake: dict[str, Callable[[], contextlib.AbstractContextManager[None]]] = {}
 
         @contextlib.contextmanager
         def failing(name: str) -> Iterator[None]:
@@ -250,25 +254,27 @@ def run_row(
             with failing(name):
                 if isinstance(row, IdleRow) and client is not None:
                     drivers[name] = _IdleDriver(name, client, row, options)
+                    awake[name] = contextlib.nullcontext
                     continue
-                child = stack.enter_context(_worker(name, row, options))
+                child = stack.enter_context(_worker(name, row, options, directory))
                 reply = child.wait_ready(_START)
-                stack.callback(_remove_socket, reply)
                 if isinstance(row, ServerRow) and client is not None:
                     drivers[name] = _ServerDriver(name, child, client, reply, row, options)
                 elif isinstance(row, HttpRow) and client is not None:
                     drivers[name] = _HttpDriver(child, client, reply, row, options)
                 else:
                     drivers[name] = _LoopDriver(child, options)
+                awake[name] = child.awake
+                child.rest()
         for name in list(drivers):
             progress(f"{row.name}: {name} warms up")
-            with failing(name):
+            with failing(name), awake[name]():
                 drivers[name].warm()
         result.windows = {name: [] for name in loops if name in drivers}
         for turn in range(options.rounds):
             for name in order(list(drivers), turn):
                 progress(f"{row.name}: round {turn + 1} of {options.rounds}, {name}")
-                with failing(name):
+                with failing(name), awake[name]():
                     result.windows[name].append(drivers[name].window())
     if options.callgrind:
         _count(result, options, progress)
@@ -287,9 +293,3 @@ def _count(result: RowResult, options: Options, progress: Callable[[str], None])
             result.output[name] = exc.output
         for window in windows:
             window["instructions_user"] = None if each is None else round(each * window["ops"])
-
-
-def _remove_socket(reply: Reply) -> None:
-    address = reply.get("address", [])
-    if len(address) == 1:
-        shutil.rmtree(Path(str(address[0])).parent, ignore_errors=True)

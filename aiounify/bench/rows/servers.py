@@ -1,8 +1,8 @@
 """The echo servers of the rows: the four ways an asyncio program can answer a stream socket.
 
 Each is a coroutine that starts listening in a place and returns its address.  The place is `TCP`,
-an ephemeral port on loopback, or `UNIX`, a socket file in a directory of its own, which whoever
-asked for the row removes.
+an ephemeral port on loopback, or `UNIX`, a socket file in a directory of its own below TMPDIR,
+which whoever asked for the row removes.
 """
 
 import asyncio
