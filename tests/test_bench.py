@@ -619,6 +619,19 @@ def test_report_writes_the_document_and_its_plot(tmp_path: Path) -> None:
     assert target.read_text() == written
 
 
+def test_report_of_several_runs_has_the_newest_of_each_row() -> None:
+    def of(ops: int) -> RowResult:
+        return RowResult(rows.ROWS["task"], {"uvloop": [window(ops, 1.0, 1.0)]})
+
+    other = RowResult(rows.ROWS["future"], {"uvloop": [window(7, 1.0, 1.0)]})
+    found = document.together([run_of(of(1000), other), run_of(of(2000))])
+    text = document.tables(found)
+    assert "| `task` | 2.00k task/s" in text
+    assert "| `future` | 7.00 wake-up/s" in text
+    with pytest.raises(ValueError, match="left_out"):
+        document.together([run_of(of(1)), {**run_of(of(2)), "left_out": {}}])
+
+
 @pytest.mark.parametrize("text", ["{}", "[]", "not json"])
 def test_report_of_something_else_is_exit_status_2(
     text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from aiounify.bench.report import micro, number
+from aiounify.bench.rows import DEFAULT
 
-__all__ = ["BEGIN", "END", "insert", "run", "tables"]
+__all__ = ["BEGIN", "END", "insert", "run", "tables", "together"]
 
 BEGIN = "<!-- tables: begin -->"
 END = "<!-- tables: end -->"
@@ -44,9 +45,14 @@ def run(argv: list[str]) -> int:
     """The command `bench report`; the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m aiounify bench report",
-        description="Write the tables and the plot of a document from a run's JSON.",
+        description="Write the tables and the plot of a document from the JSON of a run.",
     )
-    parser.add_argument("run", metavar="RUN.json", help="what --json wrote")
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN.json",
+        help="what --json wrote; rows of a later one take the place of an earlier one's",
+    )
     parser.add_argument(
         "-o",
         "--output",
@@ -56,9 +62,7 @@ def run(argv: list[str]) -> int:
     )
     arguments = parser.parse_args(argv)
     try:
-        measured: _Run = json.loads(Path(arguments.run).read_text())
-        if not isinstance(measured, dict) or measured.get("format") != 1:
-            raise ValueError(f"{arguments.run} is no result of --json")
+        measured = together([_read(name) for name in arguments.runs])
         target = Path(arguments.output)
         target.parent.mkdir(parents=True, exist_ok=True)
         plot = target.with_suffix(".svg")
@@ -72,6 +76,30 @@ def run(argv: list[str]) -> int:
     if not drawn:
         print("no plot: matplotlib is not installed (pip install matplotlib)", file=sys.stderr)
     return 0
+
+
+def _read(name: str) -> _Run:
+    measured = json.loads(Path(name).read_text())
+    if not isinstance(measured, dict) or measured.get("format") != 1:
+        raise ValueError(f"{name} is no result of --json")
+    return measured
+
+
+def together(runs: Sequence[_Run]) -> _Run:
+    """One run with the newest of each row; ValueError if they are not comparable.
+
+    The loops, their versions, the machine and the base have to be the same in all.
+    """
+    first = runs[0]
+    rows = {row["name"]: row for row in first["rows"]}
+    for run in runs[1:]:
+        for key in ("machine", "left_out"):
+            if run[key] != first[key]:
+                raise ValueError(f"the runs differ in {key!r}: {first[key]} and {run[key]}")
+        if run["options"]["base"] != first["options"]["base"]:
+            raise ValueError("the runs are relative to different loops")
+        rows |= {row["name"]: row for row in run["rows"]}
+    return {**first, "rows": list(rows.values())}
 
 
 def insert(text: str, content: str) -> str:
@@ -211,7 +239,11 @@ def _ratio(ratio: Mapping[str, float] | None) -> str:
 
 
 def _plot(measured: _Run, target: Path) -> bool:
-    """One line a row, one dot a loop: CPU time relative to the base.  False without matplotlib."""
+    """One line a row, one dot a loop: CPU time relative to the base.  False without matplotlib.
+
+    Of a whole matrix the selection that is measured by default: more than fits on a page shows
+    nothing.
+    """
     try:
         matplotlib = importlib.import_module("matplotlib")
         figures = importlib.import_module("matplotlib.figure")
@@ -219,6 +251,7 @@ def _plot(measured: _Run, target: Path) -> bool:
         return False
     base, loops = measured["options"]["base"], _loops(measured)
     rows = [row for row in measured["rows"] if any(_dot(row, name) for name in loops)]
+    rows = [row for row in rows if row["name"] in DEFAULT] or rows
     # So that the same run gives the same file.
     with matplotlib.rc_context({"svg.hashsalt": "aiounify", "font.size": 8}):
         figure = figures.Figure(figsize=(8, 1.2 + 0.2 * max(len(rows), 1)), layout="constrained")
