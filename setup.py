@@ -13,9 +13,7 @@ if sanitizers := os.environ.get("AIOUNIFY_SANITIZE"):  # "address,undefined": se
     for name in ("CFLAGS", "LDFLAGS"):  # of all modules, that of cffi too
         flags = f"-fsanitize={sanitizers} -fno-sanitize-recover=all"
         os.environ[name] = f"{os.environ.get(name, '')} {flags}"
-CORE = ["scheduler", "reactor", "uring", "epoll", "address", "endpoint", "sock_calls"]
-CORE += ["transport", "socket_transport", "stream_receive", "stream", "acceptor", "datagram"]
-CORE += ["pipe", "pipe_read", "pipe_write"]
+CORE = sorted(path.stem for path in Path("aiounify/_core").glob("*.pyx"))
 
 
 def headers(source: Path) -> set[str]:
@@ -48,5 +46,7 @@ extensions = [
 
 setup(
     ext_modules=cythonize(extensions, language_level=3),
-    cffi_modules=["aiounify/_kernel_build.py:ffibuilder"],
+    cffi_modules=[
+        f"{path}:ffibuilder" for path in sorted(Path("aiounify").glob("_kernel*_build.py"))
+    ],
 )
