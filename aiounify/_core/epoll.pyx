@@ -280,6 +280,7 @@ cdef class EpollReactor(Reactor):
     cdef int ops_ready(self, int fd, uint32_t events) except -1:
         cdef int result
         for op in list(self.waiting.get(fd, ())):
+            (<Op>op).seen = events
             result = (<Op>op).perform()
             if result != -EAGAIN:
                 self.leave(<Op>op)

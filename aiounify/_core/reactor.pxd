@@ -84,7 +84,9 @@ cdef class Op:
     cdef uint32_t op_flags
     cdef uint64_t address
     cdef uint64_t offset
+    cdef int file_index
     cdef uint32_t readiness
+    cdef uint32_t seen        # epoll backend: the readiness for which it is tried again
     cdef readonly int result
     cdef bint done
     cdef bint cancel_asked

@@ -272,6 +272,7 @@ cdef class Entry(Waker):
 cdef class Selection:
     """The first of many sources, again and again; see aiounify.selection.Selection."""
 
+    __class_getitem__ = classmethod(_types.GenericAlias)
     cdef object __weakref__
     cdef dict entries              # id of what was given -> Entry
     cdef Entry head, tail          # those that may have something, in the order they said so
