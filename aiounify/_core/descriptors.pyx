@@ -5,7 +5,8 @@ Why it exists: each of these is "try the system call; if there is nothing, wait 
 descriptor is ready", and what runs once per event is here.
 
 * Waiting is one operation: POLL_ADD in the ring, which costs no system call of its own, or
-  readiness by the epoll set.  It is withdrawn when nobody waits any more.
+  readiness by the epoll set (on the ring as well, for exceptional conditions).  It is
+  withdrawn when nobody waits any more.
 * Whatever the operation reports, the value is fetched by take(), by a system call that does
   not block: what is in a counter, a socket or a child's status stays in the kernel until then,
   for this process or another one that shares the file.
@@ -123,6 +124,9 @@ cdef class PollOp(Op):
         self.op_flags = events
         # the epoll set has to be asked for something
         self.readiness = events | EPOLLERR
+        # POLL_ADD is not woken by EPOLLPRI: io_uring leaves that bit out when it compares a
+        # wake-up with what is awaited (IO_ASYNC_POLL_COMMON; Linux 6.18)
+        self.by_readiness = events & EPOLLPRI
 
     cdef int perform(self) noexcept:
         # what the set saw must not be asked for again, for it may be told only once

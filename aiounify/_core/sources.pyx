@@ -280,9 +280,12 @@ cdef class Selection:
     cdef bint busy, return_exceptions
     cdef unsigned streak
 
-    def __cinit__(self, return_exceptions=False):
+    def __cinit__(self):
         self.entries = {}
+
+    def __init__(self, return_exceptions=False):
         self.return_exceptions = return_exceptions
+
 
     def __del__(self):
         self._clear()
