@@ -89,7 +89,8 @@ ffibuilder.set_source(
         memset(&info, 0, sizeof(info));
         memset(&used, 0, sizeof(used));
         int options = WEXITED | WNOHANG | (peek ? WNOWAIT : 0);
-        while (syscall(SYS_waitid, by_pidfd ? 3 /* P_PIDFD */ : P_PID, id, &info, options, &used) < 0)
+        int kind = by_pidfd ? 3 /* P_PIDFD */ : P_PID;
+        while (syscall(SYS_waitid, kind, id, &info, options, &used) < 0)
             if (errno != EINTR)
                 return -1;
         if (!info.si_pid)

@@ -24,7 +24,7 @@ import os
 import resource
 import signal
 import threading
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from aiounify import children
 from aiounify._core.descriptors import ChildEnd
@@ -117,7 +117,7 @@ class Child(ChildEnd[Exit]):
         """Ask the kernel; without waiting, and in any thread."""
         if self._result is not None or self._failure is not None:
             return
-        found = ffi.new("au_exit *")
+        found: Any = ffi.new("au_exit *")
         fd = self.fileno()
         peek = not self._reap or self._reaper is not None
         ended = lib.au_waitid(fd >= 0, fd if fd >= 0 else self.pid or 0, peek, found)
@@ -125,9 +125,7 @@ class Child(ChildEnd[Exit]):
             self._failure = self._explain(ffi.errno)
         elif ended:
             usage = (found.user_us / 1e6, found.system_us / 1e6, *found.counts)
-            self._result = Exit(
-                found.pid, found.code, found.status, resource.struct_rusage(usage)
-            )
+            self._result = Exit(found.pid, found.code, found.status, resource.struct_rusage(usage))
             if self._reaper is not None:
                 self._reaper()
         else:
@@ -180,11 +178,12 @@ class Child(ChildEnd[Exit]):
 
 def _reaper_of(process: HasPid) -> Callable[[], object] | None:
     """What makes an object of the standard library reap its own process."""
-    poll = getattr(process, "poll", None)  # subprocess.Popen
-    if callable(poll):
+    found: Any = process
+    if callable(getattr(type(process), "poll", None)):  # subprocess.Popen
+        poll: Callable[[], object] = found.poll
         return poll
-    if hasattr(process, "exitcode"):  # multiprocessing.Process
-        return lambda: process.exitcode
+    if hasattr(type(process), "exitcode"):  # multiprocessing.Process
+        return lambda: found.exitcode
     return None
 
 

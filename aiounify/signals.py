@@ -30,7 +30,6 @@ from __future__ import annotations
 import os
 import signal
 import struct
-import sys
 import warnings
 import weakref
 from asyncio import unix_events
@@ -64,6 +63,13 @@ class SignalInfo(NamedTuple):
     code: int  #: si_code: 0 of kill(), -1 of sigqueue(), positive from the kernel
     status: int  #: of SIGCHLD: the child's exit status or signal
     value: int  #: what sigqueue() or a POSIX timer sent along
+
+
+def _named(number: int) -> signal.Signals | int:
+    try:
+        return signal.Signals(number)
+    except ValueError:  # a real-time signal
+        return number
 
 
 class signals(Batches[SignalInfo]):  # noqa: N801 - used like a function
@@ -151,12 +157,7 @@ class signals(Batches[SignalInfo]):  # noqa: N801 - used like a function
 
     def _parse(self, data: bytes) -> Iterator[SignalInfo]:
         for number, code, pid, uid, status, value in _RECORD.iter_unpack(data):
-            named: signal.Signals | int = number
-            try:
-                named = signal.Signals(number)
-            except ValueError:
-                pass
-            yield SignalInfo(named, pid, uid & 0xFFFFFFFF, code, status, value)
+            yield SignalInfo(_named(number), pid, uid & 0xFFFFFFFF, code, status, value)
 
     async def __aenter__(self) -> Self:
         self._start()
@@ -171,9 +172,7 @@ class signals(Batches[SignalInfo]):  # noqa: N801 - used like a function
             self.close()
 
     def __repr__(self) -> str:
-        names = ", ".join(
-            signal.Signals(n).name if n in iter(signal.Signals) else str(n) for n in self._wanted
-        )
+        names = ", ".join(str(_named(number)) for number in self._wanted)
         return f"<signals {names}{'' if self._slot >= 0 else ' closed'}>"
 
 

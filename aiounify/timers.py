@@ -67,8 +67,7 @@ class Tick(NamedTuple):
 def _check_clock(clock: int) -> None:
     if clock not in CLOCKS:
         raise ValueError(
-            "clock must be time.CLOCK_MONOTONIC, CLOCK_REALTIME or CLOCK_BOOTTIME, "
-            f"not {clock!r}"
+            f"clock must be time.CLOCK_MONOTONIC, CLOCK_REALTIME or CLOCK_BOOTTIME, not {clock!r}"
         )
 
 
@@ -82,7 +81,7 @@ def _deadline_ns(deadline: float | int, clock: int, what: str) -> int:
                 f"{float(deadline)}"
             )
         return max(-_FAR, min(_FAR, deadline))
-    if deadline != deadline:  # noqa: PLR0124 - NaN
+    if deadline != deadline:
         raise ValueError(f"{what} must not be NaN")
     if abs(deadline) >= 4e9:  # also infinity
         return _FAR if deadline > 0 else -_FAR
@@ -128,10 +127,7 @@ def sleep_until(
 def after(delay: float | int, clock: int = time.CLOCK_MONOTONIC) -> Alarm:
     """sleep_until() at `delay` from now: a float in seconds, an int in nanoseconds."""
     _check_clock(clock)
-    if isinstance(delay, int):
-        wait_ns = delay
-    else:
-        wait_ns = _deadline_ns(float(delay), clock, "delay")
+    wait_ns = delay if isinstance(delay, int) else _deadline_ns(float(delay), clock, "delay")
     return Alarm(min(_FAR, time.clock_gettime_ns(clock) + wait_ns), clock)
 
 

@@ -13,6 +13,7 @@ def configure(
     tick: type[Tick],
     clock_set: Callable[[int, str], BaseException],
 ) -> None: ...
+
 @disjoint_base
 class Deadline(Source[_T]):
     def _rang(self) -> None: ...

@@ -1,5 +1,4 @@
-import asyncio
-from collections.abc import Awaitable, Callable, Generator, Iterable
+from collections.abc import Awaitable, Callable, Generator
 from typing import Any, Generic, Literal, Self, TypeVar
 
 from typing_extensions import disjoint_base
@@ -12,6 +11,7 @@ _T = TypeVar("_T")
 def configure(value: object) -> None: ...
 def current_loop(what: object) -> EventLoop: ...
 def taking(source: SourceLike[_T]) -> Awaitable[_T]: ...
+
 @disjoint_base
 class Waker:
     def __call__(self) -> None: ...
