@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import select as _select
 import socket
+from array import array
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
 from aiounify._core.descriptors import EventCounter, Readiness, Received
@@ -176,13 +177,15 @@ async def send_fds(
     with the first, and on a stream the number of bytes that were sent is returned, which may
     be less.  The descriptors stay open here.  A cancelled call has sent nothing.
     """
+    # socket.send_fds() and recv_fds() drop their flags (CPython 3.13), so would block
     current_loop("aiounify.events.send_fds()")
     data = list(buffers)
+    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))]
     if not any(len(each) for each in data) and sock.type == socket.SOCK_STREAM:
         raise ValueError("at least one byte has to be sent along with descriptors")
     while True:
         try:
-            return socket.send_fds(sock, data, list(fds), flags | socket.MSG_DONTWAIT)
+            return sock.sendmsg(data, ancillary, flags | socket.MSG_DONTWAIT)
         except (BlockingIOError, InterruptedError):
             await writable(sock)
 
@@ -199,9 +202,14 @@ async def recv_fds(sock: socket.socket, size: int, maxfds: int, flags: int = 0) 
     if size <= 0 or maxfds < 0:
         raise ValueError("size must be positive, and maxfds not negative")
     flags |= socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
+    fds = array("i")
+    room = socket.CMSG_SPACE(maxfds * fds.itemsize)
     while True:
         try:
-            data, fds, seen, address = socket.recv_fds(sock, size, maxfds, flags)
-            return Message(data, fds, seen & ~socket.MSG_CMSG_CLOEXEC, address or None)
+            data, ancillary, seen, address = sock.recvmsg(size, room, flags)
+            for level, kind, content in ancillary:
+                if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                    fds.frombytes(content[: len(content) // fds.itemsize * fds.itemsize])
+            return Message(data, list(fds), seen & ~socket.MSG_CMSG_CLOEXEC, address or None)
         except (BlockingIOError, InterruptedError):
             await readable(sock)
