@@ -172,7 +172,7 @@ class signals(Batches[SignalInfo]):  # noqa: N801 - used like a function
             self.close()
 
     def __repr__(self) -> str:
-        names = ", ".join(str(_named(number)) for number in self._wanted)
+        names = ", ".join(getattr(_named(n), "name", str(n)) for n in self._wanted)
         return f"<signals {names}{'' if self._slot >= 0 else ' closed'}>"
 
 

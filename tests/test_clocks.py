@@ -164,9 +164,7 @@ async def realtime(monkeypatch):
 
 async def test_who_asked_is_told_that_the_clock_was_set(realtime):
     deadline = time.time() + 0.05
-    told = asyncio.create_task(
-        sleep_until(deadline, time.CLOCK_REALTIME, clock_set="raise").wait()
-    )
+    told = asyncio.create_task(sleep_until(deadline, time.CLOCK_REALTIME, clock_set="raise").wait())
     alarm = sleep_until(deadline, time.CLOCK_REALTIME)
     waits = asyncio.create_task(alarm.wait())
     await asyncio.sleep(0)

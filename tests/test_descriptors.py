@@ -530,5 +530,3 @@ async def test_one_source_in_two_loops(loop_factory, pair):
 
     await asyncio.to_thread(lambda: aiounify.run(other(), loop_factory=loop_factory))
     task.cancel()
-
-

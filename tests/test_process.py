@@ -1,6 +1,7 @@
 """aiounify.process: status and usage of any child, beside everybody else who waits for children."""
 
 import asyncio
+import contextlib
 import errno
 import multiprocessing
 import os
@@ -98,17 +99,16 @@ async def test_many_waiters_for_one_child(by):
 
 
 async def test_a_cancelled_wait_leaves_the_child(by):
-    pid = spawn("read line; exit 7")
-    os.kill(pid, signal.SIGSTOP)
+    pid = spawn("exec sleep 60")
     for _ in range(20):
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.0005):
                 await process.wait(pid)
     os.kill(pid, signal.SIGKILL)
-    os.kill(pid, signal.SIGCONT)
     task = asyncio.create_task(process.wait(pid).wait())
     await asyncio.sleep(0)
-    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    with contextlib.suppress(ChildProcessError):  # it was taken by now
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
     task.cancel()  # whether or not it knows by now
     await asyncio.gather(task, return_exceptions=True)
     if task.cancelled():
@@ -123,9 +123,10 @@ async def test_a_hundred_children(by):
 
 async def test_beside_asyncio_s_subprocesses(by):
     for _ in range(20):
-        theirs = await asyncio.create_subprocess_exec("sh", "-c", "exit 9")
+        theirs = await asyncio.create_subprocess_exec("sh", "-c", "read line; exit 9", stdin=-1)
         ours = process.wait(theirs)
         also = process.wait(theirs.pid)
+        theirs.stdin.close()
         code, end, same = await asyncio.gather(theirs.wait(), ours, also)
         assert (code, end.returncode, same.returncode) == (9, 9, 9)
         assert end.rusage.ru_maxrss > 0
@@ -181,10 +182,14 @@ async def test_beside_multiprocessing(by):
 async def test_somebody_else_takes_the_status(by):
     pid = spawn("sleep 0.01; exit 1")
     task = asyncio.create_task(process.wait(pid).wait())
-    await asyncio.to_thread(os.waitpid, pid, 0)
-    result = (await asyncio.gather(task, return_exceptions=True))[0]
-    # whoever comes first has it
-    assert isinstance(result, ChildProcessError) or result.returncode == 1
+    other = asyncio.to_thread(os.waitpid, pid, 0)
+    result, theirs = await asyncio.gather(task, other, return_exceptions=True)
+    # whoever comes first has it, and the other one is told
+    if isinstance(result, ChildProcessError):
+        assert theirs == (pid, 1 << 8)
+    else:
+        assert result.returncode == 1
+        assert isinstance(theirs, ChildProcessError)
 
 
 async def test_no_child_of_ours(by):
@@ -224,7 +229,7 @@ def test_another_event_loop():
 
 
 def test_a_loop_closed_with_a_wait(loop, by):
-    pid = spawn("read line")
+    pid = spawn("exec sleep 60")
 
     async def main():
         child = process.wait(pid)

@@ -29,8 +29,12 @@ async def test_one_shot_of_every_kind():
     r, w = os.pipe()
     loop = asyncio.get_running_loop()
     async with signals(signal.SIGUSR1) as usr1, EventFD() as counter:
-        pid = os.posix_spawn("/bin/cat", ["cat"], os.environ, file_actions=[
-            (os.POSIX_SPAWN_DUP2, r, 0), (os.POSIX_SPAWN_CLOSE, w)])
+        pid = os.posix_spawn(
+            "/bin/cat",
+            ["cat"],
+            os.environ,
+            file_actions=[(os.POSIX_SPAWN_DUP2, r, 0), (os.POSIX_SPAWN_CLOSE, w)],
+        )
         child = process.wait(pid)
         tick, alarm = every(60.0), after(0.005)
         queue: asyncio.Queue[str] = asyncio.Queue()

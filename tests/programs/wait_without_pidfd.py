@@ -24,7 +24,7 @@ async def main():
     assert [end.returncode for end in ends] == list(range(10))
     assert all(end.rusage.ru_maxrss > 0 for end in ends)
 
-    pid = spawn("sleep 60")
+    pid = spawn("exec sleep 60")
     child = process.wait(pid)
     try:
         async with asyncio.timeout(0.01):
@@ -34,8 +34,10 @@ async def main():
     os.kill(pid, signal.SIGKILL)
     assert (await child).signal is signal.SIGKILL
 
-    theirs = await asyncio.create_subprocess_exec("sh", "-c", "exit 9")
-    code, end = await asyncio.gather(theirs.wait(), process.wait(theirs.pid))
+    theirs = await asyncio.create_subprocess_exec("sh", "-c", "read line; exit 9", stdin=-1)
+    ours = process.wait(theirs)
+    theirs.stdin.close()
+    code, end = await asyncio.gather(theirs.wait(), ours)
     assert (code, end.returncode) == (9, 9)
 
 
