@@ -1,4 +1,5 @@
 """aiounify.events: counters, readiness, exceptional conditions, the error queue, descriptors."""
+# ruff: noqa: ASYNC222, ASYNC230 - the tests cause what is awaited
 
 import asyncio
 import contextlib
@@ -283,7 +284,7 @@ async def test_cancelled_waits_leave_nothing_in_flight(pair):
 
 
 def test_a_loop_closed_with_a_wait(loop, pair):
-    a, b = pair
+    a, _b = pair
 
     async def main():
         await begun(readable(a))

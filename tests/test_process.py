@@ -1,4 +1,5 @@
 """aiounify.process: status and usage of any child, beside everybody else who waits for children."""
+# ruff: noqa: ASYNC220, ASYNC222, ASYNC230 - the tests cause what is awaited
 
 import asyncio
 import contextlib

@@ -1,4 +1,5 @@
 """select(): any mixture, in order, nothing lost or doubled; and the protocol of sources."""
+# ruff: noqa: ASYNC221 - the tests cause what is awaited
 
 import asyncio
 import concurrent.futures

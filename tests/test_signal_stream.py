@@ -1,4 +1,5 @@
 """aiounify.signals: who sent what, beside add_signal_handler() and subprocesses, in any thread."""
+# ruff: noqa: ASYNC220, ASYNC222 - the tests cause what is awaited
 
 import asyncio
 import os
@@ -147,9 +148,8 @@ async def test_what_had_arrived_is_given_after_the_block():
     with pytest.raises(StopAsyncIteration):
         await arriving.wait()
     with pytest.raises(RuntimeError, match="already"):
-        async with signals(signal.SIGUSR1) as again:
-            async with again:
-                pass
+        async with signals(signal.SIGUSR1) as again, again:
+            pass
 
 
 async def test_closing_ends_an_iteration_that_waits():

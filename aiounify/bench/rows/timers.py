@@ -204,22 +204,23 @@ ROWS = (
     ),
 )
 
-LATENESS_ROWS = tuple(
-    LoopRow(
-        f"lateness-{name}",
-        f"How late asyncio.sleep({seconds}) returns, and how often too early.",
-        ("lateness", "timers"),
-        "sleep",
-        partial(_lateness, delay_ns),
-        lateness=True,
-        counted=0,
-    )
-    for name, seconds, delay_ns in (
-        ("50us", "50e-6", 50_000),
-        ("500us", "500e-6", 500_000),
-        ("5ms", "5e-3", 5_000_000),
-    )
-) + (
+LATENESS_ROWS = (
+    *(
+        LoopRow(
+            f"lateness-{name}",
+            f"How late asyncio.sleep({seconds}) returns, and how often too early.",
+            ("lateness", "timers"),
+            "sleep",
+            partial(_lateness, delay_ns),
+            lateness=True,
+            counted=0,
+        )
+        for name, seconds, delay_ns in (
+            ("50us", "50e-6", 50_000),
+            ("500us", "500e-6", 500_000),
+            ("5ms", "5e-3", 5_000_000),
+        )
+    ),
     LoopRow(
         "lateness-every-1ms",
         "How late ticks of 1 ms are while five tasks work; every() here, sleeps on other loops.",
