@@ -8,8 +8,8 @@ process that ends is started again, at once the first time, later each time afte
 the file anew, SIGTERM and Ctrl-C end everything.  The unix socket SOCKET answers each connection
 with the state of the processes, one a line.
 
-Children, signals, the socket, the times to start again and the file are awaited by one select(),
-without a task or a thread for any of them.
+Children, signals, the socket, the times to start again and the clock by which the file is looked at
+are awaited by one select(), without a task or a thread for any of them.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def read_config(path: Path) -> dict[str, str]:
 
 
 class ConfigFile:
-    """A source that gives something when a file may have changed: see changes()."""
+    """Tells whether a file has changed since it was asked last."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
