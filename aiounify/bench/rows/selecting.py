@@ -7,6 +7,7 @@ import socket
 from collections.abc import Coroutine
 from functools import partial
 from itertools import repeat
+from typing import Self
 
 from aiounify.bench.rows.base import LoopRow, Run
 from aiounify.loop import EventLoop
@@ -20,6 +21,15 @@ class _Counter:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        os.close(self.fd)
 
     def add(self, value: int) -> None:
         os.eventfd_write(self.fd, value)
@@ -39,35 +49,28 @@ class _Counter:
 
 
 def _alone(loop: asyncio.AbstractEventLoop) -> Run:
-    if isinstance(loop, EventLoop):
+    async def ours(n: int) -> None:
         from aiounify.events import EventFD
 
-        ours = EventFD()
-
-        async def waits(n: int) -> None:
-            call_soon, add = loop.call_soon, ours.add
+        with EventFD() as counter:
+            call_soon, add = loop.call_soon, counter.add
             for _ in repeat(None, n):
                 call_soon(add, 1)
-                await ours
+                await counter
 
-    else:
-        theirs = _Counter(loop)
-
-        async def waits(n: int) -> None:
-            call_soon, add = loop.call_soon, theirs.add
+    async def theirs(n: int) -> None:
+        with _Counter(loop) as counter:
+            call_soon, add = loop.call_soon, counter.add
             for _ in repeat(None, n):
                 call_soon(add, 1)
-                await theirs.wait()
+                await counter.wait()
 
+    waits = ours if isinstance(loop, EventLoop) else theirs
     return lambda n: loop.run_until_complete(waits(n))
 
 
 def _select(loop: asyncio.AbstractEventLoop, *, once: bool = False) -> Run:
-    left, _right = socket.socketpair()
-    left.setblocking(False)
-    keep = _right.dup()  # the connection stays open
-
-    async def with_select(n: int) -> None:
+    async def with_select(n: int, left: socket.socket) -> None:
         from aiounify.events import EventFD, received
         from aiounify.selection import select
         from aiounify.signals import signals
@@ -96,7 +99,7 @@ def _select(loop: asyncio.AbstractEventLoop, *, once: bool = False) -> Run:
                         await events
         counter.close()
 
-    async def with_tasks(n: int) -> None:
+    async def with_tasks(n: int, left: socket.socket) -> None:
         counter = _Counter(loop)
         queue: asyncio.Queue[int] = asyncio.Queue()
         arrived = asyncio.Event()
@@ -118,12 +121,14 @@ def _select(loop: asyncio.AbstractEventLoop, *, once: bool = False) -> Run:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
         loop.remove_signal_handler(signal.SIGUSR2)
-        os.close(counter.fd)
+        counter.close()
 
     def run(n: int) -> None:
-        assert keep.fileno() >= 0
-        waits = with_select if isinstance(loop, EventLoop) else with_tasks
-        loop.run_until_complete(waits(n))
+        left, right = socket.socketpair()
+        left.setblocking(False)
+        with left, right:
+            waits = with_select if isinstance(loop, EventLoop) else with_tasks
+            loop.run_until_complete(waits(n, left))
 
     return run
 
