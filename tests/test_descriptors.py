@@ -1,5 +1,5 @@
 """aiounify.events: counters, readiness, exceptional conditions, the error queue, descriptors."""
-# ruff: noqa: ASYNC222, ASYNC230 - the tests cause what is awaited
+# ruff: noqa: ASYNC110, ASYNC222, ASYNC230 - the tests cause what is awaited
 
 import asyncio
 import contextlib
