@@ -23,10 +23,11 @@ if TYPE_CHECKING:
 
     from aiounify.policy import EventLoopPolicy as EventLoopPolicy
     from aiounify.policy import install as install
+    from aiounify.selection import select as select
 
 __version__ = "0.1.0"
 
-__all__ = ["EventLoop", "Feature", "__version__", "features", "new_event_loop", "run"]
+__all__ = ["EventLoop", "Feature", "__version__", "features", "new_event_loop", "run", "select"]
 if sys.version_info < (3, 16):
     __all__ += ["EventLoopPolicy", "install"]
 
@@ -68,6 +69,11 @@ def run(
 
 
 def __getattr__(name: str) -> Any:
+    if name == "select":
+        from aiounify.selection import select
+
+        globals()[name] = select
+        return select
     if name in ("EventLoopPolicy", "install") and sys.version_info < (3, 16):
         from aiounify import policy
 

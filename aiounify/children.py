@@ -8,6 +8,7 @@ filter refuses pidfds, a thread that blocks in waitpid() stands in for it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sys
 import threading
@@ -34,8 +35,30 @@ def _reap(pid: int) -> int:
     return os.waitstatus_to_exitcode(status)
 
 
+# What looks at a child before it is reaped here, by its pid; see process.py.  An entry for
+# each child that a loop of this process will reap.
+_reaped_here: dict[int, list[Callable[[], object]]] = {}
+
+
+def reaped_by_a_loop(pid: int) -> list[Callable[[], object]] | None:
+    """Whether a loop reaps this child itself: where to add what looks at it before."""
+    return _reaped_here.get(pid)
+
+
+def not_reaped(pid: int) -> None:
+    """The loop that would have reaped it was closed."""
+    _reaped_here.pop(pid, None)
+
+
+def _reap_seen(pid: int) -> int:
+    for look in _reaped_here.pop(pid, ()):
+        look()
+    return _reap(pid)
+
+
 def watch_child(loop: EventLoop, pid: int, exited: Callable[[int], object]) -> None:
     """Call exited(returncode) in the loop once the child has ended."""
+    _reaped_here[pid] = []
     try:
         fd = os.pidfd_open(pid)
     except OSError:
@@ -44,11 +67,11 @@ def watch_child(loop: EventLoop, pid: int, exited: Callable[[int], object]) -> N
 
     def ended() -> None:
         loop._remove_reader(fd)
-        loop._pidfds.discard(fd)
+        loop._pidfds.pop(fd, None)
         os.close(fd)
-        exited(_reap(pid))
+        exited(_reap_seen(pid))
 
-    loop._pidfds.add(fd)  # close() closes those whose children outlive the loop
+    loop._pidfds[fd] = pid  # close() closes those whose children outlive the loop
     loop._add_reader(fd, ended)
 
 
@@ -81,7 +104,10 @@ _default_watchers = _names_of_default_watchers() if sys.version_info < (3, 14) e
 
 def _watch_by_thread(loop: EventLoop, pid: int, exited: Callable[[int], object]) -> None:
     def wait() -> None:
-        code = _reap(pid)
+        # The child stays until the loop has been told, so that others can look at it.
+        with contextlib.suppress(ChildProcessError):
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        code = _reap_seen(pid)
         try:
             loop.call_soon_threadsafe(exited, code)
         except RuntimeError:  # the loop was closed meanwhile

@@ -35,7 +35,7 @@ from aiounify._core.stream import StreamTransport
 from aiounify._core.uring import UringReactor
 from aiounify._selector import ReactorSelector
 from aiounify.backends import OPERATION_NAMES, choose_backend, explain_forced
-from aiounify.children import foreign_watcher, watch_child
+from aiounify.children import foreign_watcher, not_reaped, watch_child
 from aiounify.executor import submit
 from aiounify.pipes import NativeReadPipeTransport, NativeWritePipeTransport
 from aiounify.streams import is_datagram_socket, is_stream_socket
@@ -76,7 +76,9 @@ class EventLoop(SocketCalls, SelectorEventLoop):  # type: ignore[misc]
 
     def __init__(self, backend: str | None = None) -> None:
         self._pid = os.getpid()
-        self._pidfds: set[int] = set()
+        self._pidfds: dict[int, int] = {}  # of children: descriptor -> pid
+        self._belongings: list[Callable[[], object]] = []
+        self._clocks: dict[int, Any] = {}  # see timers.py
         self._reactor = self._make_reactor(choose_backend(backend), forced=backend)
         self._attach(self._reactor)
         try:
@@ -188,6 +190,7 @@ class EventLoop(SocketCalls, SelectorEventLoop):  # type: ignore[misc]
     def remove_signal_handler(self, sig: int) -> bool:
         """Remove a handler set with add_signal_handler(); False if there was none."""
         removed = super().remove_signal_handler(sig)
+        self._signals_again(sig)
         if removed and not self._signal_handlers and self.is_running():
             self._listen_for_signals()
         return removed
@@ -195,6 +198,14 @@ class EventLoop(SocketCalls, SelectorEventLoop):  # type: ignore[misc]
     def add_signal_handler(self, sig: int, callback: Callable[..., object], *args: object) -> None:
         """Call callback(*args) in the loop when the signal arrives; main thread only."""
         super().add_signal_handler(sig, callback, *args)
+        self._signals_again(sig)
+
+    def _signals_again(self, sig: int) -> None:
+        """asyncio has set its own handler: who listens by aiounify.signals goes on too."""
+        if "aiounify.signals" in sys.modules:
+            from aiounify.signals import stand_in_front
+
+            stand_in_front(sig)
 
     def close(self) -> None:
         """Close the loop: nothing scheduled runs any more, nothing can be scheduled.
@@ -205,7 +216,25 @@ class EventLoop(SocketCalls, SelectorEventLoop):  # type: ignore[misc]
         """
         super().close()
         while self._pidfds:
-            os.close(self._pidfds.pop())
+            fd, pid = self._pidfds.popitem()
+            os.close(fd)
+            not_reaped(pid)
+        self._close_belongings()
+
+    def _close_with(self, close: Callable[[], object]) -> None:
+        """Call close() when the loop is closed, and in a forked child when it is forgotten.
+
+        For what belongs to a loop and is made when it is first needed.
+        """
+        self._belongings.append(close)
+
+    def _close_belongings(self) -> None:
+        while self._belongings:
+            self._belongings.pop()()
+
+    def _after_fork(self) -> None:
+        super()._after_fork()
+        self._close_belongings()
 
     # -- stream transports --------------------------------------------------------
 

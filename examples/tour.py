@@ -31,7 +31,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import aiounify
+from aiounify.events import EventFD, readable, recv_fds
 from aiounify.features import backend_line
+from aiounify.signals import signals
+from aiounify.timers import after, every
 
 CLIENT = Path(__file__).with_name("tour_client.py")
 SECONDS_PER_EVENT = 5.0
@@ -92,8 +95,10 @@ class Mechanisms:
         if backend == "epoll":
             self.readiness = "epoll_wait"
             self.timer = "timerfd, epoll_wait"
+            self.poll = "epoll_wait"
         else:
             self.timer = "timeout of io_uring_enter"
+            self.poll = "POLL_ADD in the ring"
             if found["uring_epoll_wait"].on:
                 self.readiness = "EPOLL_WAIT in the ring"
             else:
@@ -116,6 +121,7 @@ class Tour:
     listener: socket.socket
     folder: Path
     pipe: tuple[int, int]
+    counter: EventFD
     connection: socket.socket | None = None
 
     @property
@@ -240,6 +246,40 @@ async def timer(tour: Tour) -> Wakeup:
     return Wakeup(tour.by.timer, time.monotonic_ns() - due_ns)
 
 
+@event("timer of the wall clock", "the deadline")
+async def clock_timer(tour: Tour) -> Wakeup:
+    late_ns = await after(CLOCK_SECONDS, time.CLOCK_REALTIME)
+    return Wakeup(f"timerfd, {tour.by.readiness}", late_ns)
+
+
+@event("tick", "the clock, every 5 ms")
+async def tick_comes(tour: Tour) -> Wakeup:
+    tick = await every(0.005)
+    return Wakeup(tour.by.timer, tick.late_ns)
+
+
+@event("eventfd", "client adds to the counter")
+async def eventfd_counts(tour: Tour) -> Wakeup:
+    tour.client.tell("eventfd-add", tour.counter.fileno())
+    await tour.counter
+    return Wakeup(tour.by.poll, await tour.since_cause())
+
+
+@event("descriptor passed", "this program sends it to itself")
+async def descriptor_passed(tour: Tour) -> Wakeup:
+    here, there = socket.socketpair()
+    with here, there:
+        cause = time.monotonic_ns() + int(CLOCK_SECONDS * 1e9)
+        sends = tour.loop.call_at(
+            cause / 1e9, socket.send_fds, there, [b"x"], [tour.counter.fileno()]
+        )
+        message = await recv_fds(here, 1, 1)
+        now = time.monotonic_ns()
+    os.close(message.fds[0])
+    assert not sends.cancelled()
+    return Wakeup(tour.by.poll, now - cause)
+
+
 @event("child process", "child exits")
 async def child_exit(tour: Tour) -> Wakeup:
     child = await Client.start()
@@ -260,6 +300,32 @@ async def signal_arrives(tour: Tour) -> Wakeup:
     latency = await tour.since_cause()
     tour.loop.remove_signal_handler(signal.SIGUSR1)
     return Wakeup(tour.by.signal, latency)
+
+
+@event("signal with its sender", "client sends SIGUSR2")
+async def signal_with_sender(tour: Tour) -> Wakeup:
+    async with signals(signal.SIGUSR2) as arriving:
+        tour.client.tell("signal", "SIGUSR2")
+        info = await arriving.wait()
+        latency = await tour.since_cause()
+        assert info.sender_pid == tour.client.process.pid
+    return Wakeup(f"handler in C, pipe, {tour.by.poll}", latency)
+
+
+@event("first of six kinds", "client adds to the counter")
+async def first_of_six(tour: Tour) -> Wakeup:
+    never = tour.loop.create_future()
+    async with (
+        signals(signal.SIGUSR2) as arriving,
+        aiounify.select(
+            arriving, readable(tour.pipe[0]), after(60.0), every(60.0), never, tour.counter
+        ) as events,
+    ):
+        tour.client.tell("eventfd-add", tour.counter.fileno())
+        source, _ = await events
+        latency = await tour.since_cause()
+        assert source is tour.counter
+    return Wakeup(tour.by.poll, latency)
 
 
 @event("wake-up from a thread", "thread: call_soon_threadsafe")
@@ -320,12 +386,13 @@ async def main() -> int:
         pipe = os.pipe()
         for fd in pipe:
             stack.callback(os.close, fd)
-        client = await Client.start(keep=pipe[1:])
+        counter = stack.enter_context(EventFD())
+        client = await Client.start(keep=(pipe[1], counter.fileno()))
         stack.push_async_callback(client.stop)
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         listener.setblocking(False)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        tour = Tour(loop, Mechanisms(loop.backend), client, listener, folder, pipe)
+        tour = Tour(loop, Mechanisms(loop.backend), client, listener, folder, pipe, counter)
         failed = await walk(tour)
         if tour.connection is not None:
             tour.connection.close()

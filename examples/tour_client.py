@@ -39,6 +39,8 @@ def main() -> None:
                 unix.sendall(b"x")
             case "pipe-write":
                 os.write(int(words[0]), b"x")
+            case "eventfd-add":
+                os.eventfd_write(int(words[0]), 1)
             case "signal":
                 os.kill(os.getppid(), Signals[words[0]])
             case "exit":

@@ -29,6 +29,7 @@ def test_public_names():
         "install",
         "new_event_loop",
         "run",
+        "select",
     }
     assert set(aiounify.__all__) <= set(dir(aiounify))
     for name in aiounify.__all__:

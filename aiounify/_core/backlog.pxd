@@ -25,6 +25,7 @@ cdef extern from "backlog.h" nogil:
         PyObject *context
         uint32_t flags
         Py_ssize_t index
+        int64_t when_ns
 
     ctypedef struct TimerEntry:
         int64_t when_ns

@@ -64,3 +64,5 @@ cdef Endpoint endpoint_for(Reactor reactor, int fd, object sock)
 cdef PyObject *endpoint_wait(Scheduler loop, PyObject *sock, uint32_t events, bint again,
                              PyObject **endpoint) except NULL
 cdef int endpoint_leave(PyObject *endpoint, PyObject *wait, uint32_t events) except -1
+cdef object wait_begin(Scheduler loop)
+cdef int wait_end(object wait) except -1

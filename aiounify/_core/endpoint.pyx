@@ -262,6 +262,19 @@ cdef int endpoint_leave(PyObject *endpoint, PyObject *wait, uint32_t events) exc
     return 0
 
 
+cdef object wait_begin(Scheduler loop):
+    """A wait to be yielded to the task, for those who wake it themselves."""
+    cdef PyObject *made = <PyObject *>wait_new(<PyObject *>loop)
+    cdef object wait = <object>made
+    Py_DECREF(made)
+    return wait
+
+
+cdef int wait_end(object wait) except -1:
+    """Let the task go on; nothing if it does already, or was cancelled."""
+    return wait_finish(<WaitObject *><PyObject *>wait, WAIT_DONE)
+
+
 class _NoLoop:
     """What the future that is always done has in place of a loop."""
 

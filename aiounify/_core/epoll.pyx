@@ -21,21 +21,18 @@ same meaning and the same tests as the other backend.
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.mem cimport PyMem_Free, PyMem_Realloc
 from cpython.object cimport PyObject
-from libc.stdint cimport int64_t, uint32_t
+from libc.stdint cimport int64_t
 from libc.string cimport memmove, memset
 from posix.time cimport itimerspec
 from posix.unistd cimport close as c_close
 
 import os
 
-from aiounify._core.backlog cimport OpLink, monotonic_ns, op_link
+from aiounify._core.backlog cimport OpLink, monotonic_ns
 from aiounify._core.reactor cimport (
-    EAGAIN,
-    ECANCELED,
     EINTR,
     MAX_EVENTS,
     NEVER,
-    OP_KINDS,
     WAKE_MARK,
     Op,
     Reactor,
@@ -80,12 +77,10 @@ cdef class EpollReactor(Reactor):
     cdef int64_t seen_ns
     cdef unsent *sends           # for the end of this turn
     cdef Py_ssize_t n_sends, room
-    cdef dict waiting            # descriptor -> operations that wait for its readiness
 
     def __cinit__(self):
         self.timer_fd = -1
         self.timer_ns = NEVER
-        self.waiting = {}
 
     def __init__(self, object backlog):
         self.timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK)
@@ -246,54 +241,13 @@ cdef class EpollReactor(Reactor):
     # -- operations, by readiness -------------------------------------------
 
     cdef int submit(self, Op op) except -1:
-        cdef int result, error
-        cdef uint32_t before
-        if op.link.next != NULL or op.done:
-            raise RuntimeError("an operation can be submitted once only")
-        op_link(self.q, &op.link, <PyObject *>op)
-        self.n_ops[op.opcode % OP_KINDS] += 1
-        result = op.perform()
-        if result != -EAGAIN or not op.readiness:
-            return self.finish_later(op, result)
-        (<list>self.waiting.setdefault(op.fd, [])).append(op)
-        self.slot(op.fd)
-        self.q.slots[op.fd].op_events |= op.readiness
-        error = self.arm(op.fd)
-        if error:
-            self.leave(op)
-            return self.finish_later(op, error)
-        return 0
-
-    cdef int leave(self, Op op) except -1:
-        """The operation no longer waits for its descriptor."""
-        cdef uint32_t wanted = 0
-        cdef list ops = <list>self.waiting[op.fd]
-        ops.remove(op)
-        for other in ops:
-            wanted |= (<Op>other).readiness
-        if not ops:
-            del self.waiting[op.fd]
-        self.q.slots[op.fd].op_events = wanted
-        self.arm(op.fd)
-        return 0
-
-    cdef int ops_ready(self, int fd, uint32_t events) except -1:
-        cdef int result
-        for op in list(self.waiting.get(fd, ())):
-            result = (<Op>op).perform()
-            if result != -EAGAIN:
-                self.leave(<Op>op)
-                self.completed(<Op>op, result, 0, True)
-        return 0
+        return self.submit_readiness(op)
 
     cdef int cancel(self, Op op) except -1:
         if op.link.next == NULL or op.cancel_asked:
             return 0
         op.cancel_asked = True
-        if op in self.waiting.get(op.fd, ()):
-            self.leave(op)
-            self.finish_later(op, -ECANCELED)
-        return 0
+        return self.cancel_readiness(op)
 
     cdef int close(self) except -1:
         cdef OpLink *link

@@ -84,7 +84,10 @@ cdef class Op:
     cdef uint32_t op_flags
     cdef uint64_t address
     cdef uint64_t offset
+    cdef int file_index
     cdef uint32_t readiness
+    cdef bint by_readiness    # the ring cannot do it, so that it goes as on the epoll backend
+    cdef uint32_t seen        # the readiness for which it is tried again
     cdef readonly int result
     cdef bint done
     cdef bint cancel_asked
@@ -126,6 +129,7 @@ cdef class Reactor:
     cdef epoll_event events[MAX_EVENTS]
     cdef int stale_run       # sets of events in a row with one that nobody wanted
     cdef list finished
+    cdef dict waiting        # descriptor -> operations that wait for its readiness
     cdef char *scratch       # SCRATCH bytes for small receives
     cdef spare_bytes spares  # objects for received messages, used again
     cdef PyObject *bulk      # one for bulk receives, of the size of its allocation, or NULL
@@ -180,6 +184,9 @@ cdef class Reactor:
     cdef int bulk_give(self, PyObject *found) noexcept
     cdef int bulk_drop(self) noexcept
     cdef int dispatch(self, int n) except -1
+    cdef int submit_readiness(self, Op op) except -1
+    cdef int cancel_readiness(self, Op op) except -1
+    cdef int leave(self, Op op) except -1
     cdef int ops_ready(self, int fd, uint32_t events) except -1
     cdef int finish_later(self, Op op, int result) except -1
     cdef int deliver_finished(self) except -1

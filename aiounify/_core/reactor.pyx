@@ -236,6 +236,7 @@ cdef class Reactor:
         self.epfd = -1
         self.wake_fd = -1
         self.finished = []
+        self.waiting = {}
         self.scratch = <char *>PyMem_Malloc(SCRATCH)
         if self.scratch == NULL:
             raise MemoryError
@@ -823,5 +824,54 @@ cdef class Reactor:
                 self.arm(fd)
         return 0
 
+    # -- operations by readiness -------------------------------------------------
+
+    cdef int submit_readiness(self, Op op) except -1:
+        """Try it, and again whenever its descriptor is ready."""
+        cdef int result, error
+        if op.link.next != NULL or op.done:
+            raise RuntimeError("an operation can be submitted once only")
+        op_link(self.q, &op.link, <PyObject *>op)
+        self.n_ops[op.opcode % OP_KINDS] += 1
+        result = op.perform()
+        if result != -EAGAIN or not op.readiness:
+            return self.finish_later(op, result)
+        (<list>self.waiting.setdefault(op.fd, [])).append(op)
+        self.slot(op.fd)
+        self.q.slots[op.fd].op_events |= op.readiness
+        error = self.arm(op.fd)
+        if error:
+            self.leave(op)
+            return self.finish_later(op, error)
+        return 0
+
+    cdef int leave(self, Op op) except -1:
+        """The operation no longer waits for its descriptor."""
+        cdef uint32_t wanted = 0
+        cdef list ops = <list>self.waiting[op.fd]
+        ops.remove(op)
+        for other in ops:
+            wanted |= (<Op>other).readiness
+        if not ops:
+            del self.waiting[op.fd]
+        self.q.slots[op.fd].op_events = wanted
+        self.arm(op.fd)
+        return 0
+
     cdef int ops_ready(self, int fd, uint32_t events) except -1:
+        cdef int result
+        for op in list(self.waiting.get(fd, ())):
+            if not (<Op>op).link.next or (<Op>op).cancel_asked:
+                continue  # withdrawn by what the one before it woke
+            (<Op>op).seen = events
+            result = (<Op>op).perform()
+            if result != -EAGAIN:
+                self.leave(<Op>op)
+                self.completed(<Op>op, result, 0, True)
+        return 0
+
+    cdef int cancel_readiness(self, Op op) except -1:
+        if op in self.waiting.get(op.fd, ()):
+            self.leave(op)
+            self.finish_later(op, -ECANCELED)
         return 0

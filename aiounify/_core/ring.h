@@ -15,7 +15,9 @@
 #define AIOUNIFY_RING_H
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
@@ -40,6 +42,28 @@ struct ring {
     void *map, *sqe_map;
     size_t map_size, sqe_map_size;
 };
+
+/* Whether a time namespace moves this process's monotonic clock (time_namespaces(7)).  The
+ * kernel takes the absolute timeout of io_uring_enter for a time of its own clock then, without
+ * the namespace's offset (Linux 6.18), and a timer would come by that much too late. */
+static int clock_shifted(void)
+{
+    char text[256], *line;
+    int fd = open("/proc/self/timens_offsets", O_RDONLY | O_CLOEXEC), shifted = 0;
+    if (fd < 0)
+        return 0; /* before 5.6, or no /proc */
+    ssize_t n = read(fd, text, sizeof text - 1);
+    close(fd);
+    if (n <= 0)
+        return 0;
+    text[n] = 0;
+    if ((line = strstr(text, "monotonic"))) {
+        long long seconds = 0, nanoseconds = 0;
+        if (sscanf(line, "monotonic %lld %lld", &seconds, &nanoseconds) == 2)
+            shifted = seconds || nanoseconds;
+    }
+    return shifted;
+}
 
 static inline int ring_setup(unsigned entries, struct au_uring_params *p)
 {
@@ -137,7 +161,7 @@ static int ring_open(struct ring *r, unsigned entries, unsigned cq_entries)
     r->fd = r->enter_fd = fd;
     r->setup_flags = p.flags;
     r->features = p.features;
-    r->abs_timer = 1;
+    r->abs_timer = !clock_shifted();
     if (p.features & IORING_FEAT_NO_IOWAIT)
         r->enter_flags |= IORING_ENTER_NO_IOWAIT;
     unsigned needed = IORING_FEAT_SINGLE_MMAP | IORING_FEAT_NODROP | IORING_FEAT_EXT_ARG;

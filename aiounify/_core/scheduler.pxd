@@ -1,5 +1,5 @@
 from cpython.object cimport PyObject
-from libc.stdint cimport uint64_t
+from libc.stdint cimport int64_t, uint64_t
 
 from aiounify._core.backlog cimport BacklogObject
 from aiounify._core.reactor cimport Reactor
@@ -23,5 +23,6 @@ cdef class Scheduler:
     cdef int run_handles(self, size_t todo) except -1
     cdef int run_handles_slowly(self, size_t todo) except -1
     cdef int schedule(self, PyObject *callback, PyObject *argument, PyObject *context) except -1
+    cdef object timer_at(self, int64_t when_ns, object callback)
     cdef object add_watch(self, fileobj, int kind, object callback, tuple args)
     cdef bint remove_watch(self, fileobj, int kind) except -1

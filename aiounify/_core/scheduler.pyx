@@ -78,6 +78,7 @@ cdef extern from "queues.h":
                              Py_ssize_t nargs, PyObject *context) except NULL
     int handle_debug_set(HandleObject *h, Py_ssize_t i, PyObject *value) except -1
     int handle_run(PyObject *loop, HandleObject *h) except -1
+    int timer_heap_push(BacklogObject *q, HandleObject *h) except -1
     int timers_expire(BacklogObject *q) except -1
     void handle_drop(HandleObject *h)
     void ready_clear(BacklogObject *q)
@@ -462,6 +463,20 @@ cdef class Scheduler:
         if not PyCFunction_CheckExact(<object>callback):
             PyObject_GC_Track(<PyObject *>handle)  # see backlog_call_soon()
         return ready_push_steal(self.q, handle)
+
+    cdef object timer_at(self, int64_t when_ns, object callback):
+        """call_at() without arguments and with the time in nanoseconds, for native callers."""
+        cdef HandleObject *handle
+        if self.q.state & (STATE_CLOSED | STATE_FORKED):
+            self._check_closed()
+        handle = handle_new(1, <PyObject *>self, <PyObject *>callback, NULL, 0, NULL)
+        handle.when_ns = when_ns
+        PyObject_GC_Track(<PyObject *>handle)
+        try:
+            timer_heap_push(self.q, handle)
+            return <object><PyObject *>handle
+        finally:
+            Py_DECREF(<PyObject *>handle)
 
     # -- readiness ------------------------------------------------------------
 

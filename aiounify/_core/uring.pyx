@@ -87,6 +87,7 @@ cdef extern from "ring.h" nogil:
         uint32_t op_flags
         uint64_t user_data
         uint16_t buf_index
+        int splice_fd_in
 
     struct au_cqe:
         uint64_t user_data
@@ -673,6 +674,8 @@ cdef class UringReactor(Reactor):
         return self.running and ring_cq_ready(&self.ring) + (self.q.tail - self.q.head) >= 2
 
     cdef int submit(self, Op op) except -1:
+        if op.by_readiness:
+            return self.submit_readiness(op)
         if op.link.next != NULL or op.done:
             raise RuntimeError("an operation can be submitted once only")
         if self.parked or self.moving or (not self.running and ring_full(&self.ring)):
@@ -694,6 +697,7 @@ cdef class UringReactor(Reactor):
         sqe.addr = op.address
         sqe.len = op.length
         sqe.op_flags = op.op_flags
+        sqe.splice_fd_in = op.file_index
         sqe.user_data = <uint64_t><size_t><PyObject *>op
         return 0
 
@@ -710,6 +714,8 @@ cdef class UringReactor(Reactor):
     cdef int cancel(self, Op op) except -1:
         if op.link.next != NULL and not op.cancel_asked:
             op.cancel_asked = True
+            if op.by_readiness:
+                return self.cancel_readiness(op)
             if op in self.parked:
                 self.parked.remove(op)
                 return self.finish_later(op, -ECANCELED)
@@ -734,6 +740,7 @@ cdef class UringReactor(Reactor):
             while link != &self.q.in_flight:
                 self.cancel(<Op>link.op)
                 link = link.next
+            self.deliver_finished()
             if self.epoll_armed:
                 self.cancel_mark(MARK_EPOLL)
             deadline = monotonic_ns() + CLOSE_NS

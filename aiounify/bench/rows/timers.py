@@ -2,11 +2,13 @@
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from functools import partial
 from itertools import repeat
 
 from aiounify.bench.channel import Measurement
 from aiounify.bench.rows.base import LoopRow, Run, noop
+from aiounify.loop import EventLoop
 
 __all__ = ["LATENESS_ROWS", "ROWS"]
 
@@ -74,6 +76,89 @@ def _lateness(delay_ns: int, loop: asyncio.AbstractEventLoop) -> Run:
     return run
 
 
+def _sleeping(loop: asyncio.AbstractEventLoop) -> Run:
+    """100,000 tasks asleep at once, each for 0.2 to 1.2 seconds."""
+
+    async def sleeps(count: int) -> None:
+        for _ in repeat(None, count):
+            tasks = [
+                loop.create_task(asyncio.sleep(0.2 + i * 7919 % _HELD / _HELD))
+                for i in range(_HELD)
+            ]
+            await asyncio.gather(*tasks)
+
+    return lambda n: loop.run_until_complete(sleeps(n // _HELD))
+
+
+def _sleeping_until(loop: asyncio.AbstractEventLoop) -> Run:
+    """The same by deadlines: sleep_until() here, asyncio.sleep() on other loops."""
+    until: Callable[[float], Awaitable[object]]
+    if isinstance(loop, EventLoop):
+        from aiounify.timers import sleep_until
+
+        until = sleep_until
+    else:
+
+        def until(deadline: float) -> Awaitable[object]:
+            return asyncio.sleep(deadline - time.monotonic())
+
+    async def one(deadline: float) -> None:
+        await until(deadline)
+
+    async def sleeps(count: int) -> None:
+        for _ in repeat(None, count):
+            begin = time.monotonic() + 0.2
+            tasks = [loop.create_task(one(begin + i * 7919 % _HELD / _HELD)) for i in range(_HELD)]
+            await asyncio.gather(*tasks)
+
+    return lambda n: loop.run_until_complete(sleeps(n // _HELD))
+
+
+_TICK_NS = 1_000_000
+_WORK = range(300)
+
+
+def _ticking(loop: asyncio.AbstractEventLoop) -> Run:
+    """Ticks of a millisecond while other tasks work; how late each is taken."""
+
+    async def work() -> None:
+        while True:
+            sum(_WORK)
+            await asyncio.sleep(0)
+
+    async def every_ours(n: int, late: list[int]) -> None:
+        from aiounify.timers import every
+
+        now = time.monotonic_ns
+        async for tick in every(_TICK_NS):
+            late.append(now() - tick.due_ns)
+            if len(late) == n:
+                return
+
+    async def every_by_sleep(n: int, late: list[int]) -> None:
+        # what a program does without every(): sleep until the next point of the grid
+        now = time.monotonic_ns
+        due = now() + _TICK_NS
+        while len(late) < n:
+            await asyncio.sleep(max(0, due - now()) / 1e9)
+            late.append(now() - due)
+            due += max(1, (now() - due) // _TICK_NS + 1) * _TICK_NS
+
+    async def ticks(n: int, late: list[int]) -> None:
+        workers = [loop.create_task(work()) for _ in range(5)]
+        await (every_ours if isinstance(loop, EventLoop) else every_by_sleep)(n, late)
+        for worker in workers:
+            worker.cancel()
+        await asyncio.gather(*workers, return_exceptions=True)
+
+    def run(n: int) -> Measurement:
+        late: list[int] = []
+        loop.run_until_complete(ticks(n, late))
+        return {"lateness_ns": late}
+
+    return run
+
+
 ROWS = (
     LoopRow(
         "timer-cancel",
@@ -99,21 +184,50 @@ ROWS = (
         _fire,
         batch=_FIRED,
     ),
+    LoopRow(
+        "sleep-100k",
+        "100,000 tasks in asyncio.sleep() of 0.2 to 1.2 seconds, made and gathered.",
+        ("loops", "timers"),
+        "sleep",
+        _sleeping,
+        batch=_HELD,
+        counted=0,
+    ),
+    LoopRow(
+        "sleep-until-100k",
+        "The same by sleep_until(); on other loops asyncio.sleep() of the difference.",
+        ("loops", "timers"),
+        "sleep",
+        _sleeping_until,
+        batch=_HELD,
+        counted=0,
+    ),
 )
 
-LATENESS_ROWS = tuple(
+LATENESS_ROWS = (
+    *(
+        LoopRow(
+            f"lateness-{name}",
+            f"How late asyncio.sleep({seconds}) returns, and how often too early.",
+            ("lateness", "timers"),
+            "sleep",
+            partial(_lateness, delay_ns),
+            lateness=True,
+            counted=0,
+        )
+        for name, seconds, delay_ns in (
+            ("50us", "50e-6", 50_000),
+            ("500us", "500e-6", 500_000),
+            ("5ms", "5e-3", 5_000_000),
+        )
+    ),
     LoopRow(
-        f"lateness-{name}",
-        f"How late asyncio.sleep({seconds}) returns, and how often too early.",
+        "lateness-every-1ms",
+        "How late ticks of 1 ms are while five tasks work; every() here, sleeps on other loops.",
         ("lateness", "timers"),
-        "sleep",
-        partial(_lateness, delay_ns),
+        "tick",
+        _ticking,
         lateness=True,
         counted=0,
-    )
-    for name, seconds, delay_ns in (
-        ("50us", "50e-6", 50_000),
-        ("500us", "500e-6", 500_000),
-        ("5ms", "5e-3", 5_000_000),
-    )
+    ),
 )

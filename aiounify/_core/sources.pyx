@@ -1,0 +1,441 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""Sources of events, the wait for one of them and the wait for the first of many.
+
+Why it exists: `await source` and `select()` are the same three steps, done once per event:
+try to take, arm, take again after the wake-up.  What a source has to promise stands in
+aiounify/sources.py; this is the native half of it.
+
+Rules:
+
+* Nothing is taken before the task that awaits it runs.  A wake-up says that something may
+  be there, never what; so a task that is cancelled after its wake-up has lost nothing.
+* All of it happens in the loop's thread.
+* A source owns what is armed at it; a selection owns its entries, and these their sources.
+  An entry only borrows its selection, so that a selection which nobody holds any more goes
+  away at once and withdraws.
+"""
+
+from cpython.object cimport PyObject
+
+import asyncio
+import types as _types
+from collections import deque
+
+cimport cython
+
+from aiounify._core.endpoint cimport wait_begin, wait_end
+from aiounify._core.scheduler cimport Scheduler
+
+
+cdef object _get_running_loop = asyncio._get_running_loop
+cdef object _CancelledError = asyncio.CancelledError
+cdef object empty = None
+
+cdef enum:
+    STREAK = 64    # values given in a row before the loop gets a turn
+
+
+def configure(value):
+    """Tell the object that stands for "nothing there"; see aiounify/sources.py."""
+    global empty
+    empty = value
+
+
+cdef Scheduler running_loop(object what):
+    """The loop that runs in this thread; RuntimeError if that is none of ours."""
+    cdef object loop = _get_running_loop()
+    if isinstance(loop, Scheduler):
+        return <Scheduler>loop
+    name = what if isinstance(what, str) else f"{type(what).__module__}.{type(what).__qualname__}"
+    if loop is None:
+        raise RuntimeError(f"{name} needs a running event loop of aiounify: use aiounify.run()")
+    raise RuntimeError(
+        f"{name} needs an event loop of aiounify, and this is {loop!r}: use aiounify.run(), or "
+        "asyncio.Runner(loop_factory=aiounify.new_event_loop)"
+    )
+
+
+def current_loop(what):
+    """The running loop; RuntimeError, naming `what`, if it is not aiounify's."""
+    return running_loop(what)
+
+
+cdef class Waker:
+    """What a native waiter arms; to others it is a callable without arguments."""
+
+    cdef int wake(self) except -1:
+        return 0
+
+    def __call__(self):
+        self.wake()
+
+
+@cython.final
+cdef class TaskWaker(Waker):
+    """Lets the task go on that awaits one source."""
+    cdef object wait
+
+    cdef int wake(self) except -1:
+        return wait_end(self.wait)
+
+
+cdef class Source:
+    """Base of what can be awaited; see aiounify.sources.Source."""
+
+    once = False
+    __class_getitem__ = classmethod(_types.GenericAlias)
+
+    cpdef object take(self):
+        raise NotImplementedError(f"{type(self).__qualname__}.take()")
+
+    cpdef object _begin(self):
+        """Somebody waits: make sure that _fire() is called when there may be something."""
+
+    cpdef object _withdraw(self):
+        """Nobody waits any more."""
+
+    cpdef object arm(self, object ready):
+        cdef Scheduler loop = running_loop(self)
+        cdef list armed
+        if self.loop is not loop:
+            if self.armed and not self.loop.is_closed():
+                raise RuntimeError(f"{self!r} is awaited in another event loop")
+            self.armed = None
+            self.loop = loop
+        if self.armed:
+            self.armed.append(ready)
+            return
+        armed = self.armed = [ready]
+        try:
+            self._begin()
+        except BaseException:
+            if self.armed is armed:
+                self.armed = None
+            raise
+
+    cpdef object disarm(self, object ready):
+        cdef Py_ssize_t i
+        cdef list armed = self.armed
+        if armed is None:
+            return
+        for i in range(len(armed)):
+            if armed[i] is ready:
+                del armed[i]
+                if not armed:
+                    self.armed = None
+                    self._withdraw()
+                return
+
+    cpdef object _fire(self):
+        cdef list armed = self.armed
+        self.armed = None
+        if armed is None:
+            return
+        for ready in armed:
+            if isinstance(ready, Waker):
+                (<Waker>ready).wake()
+                continue
+            try:
+                ready()
+            except (SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException as exc:
+                (<object>self.loop).call_exception_handler({
+                    "message": f"Exception in what was armed at {self!r}",
+                    "exception": exc,
+                })
+
+    @property
+    def _loop(self):
+        return self.loop
+
+    @property
+    def _is_armed(self):
+        return bool(self.armed)
+
+    def __await__(self):
+        return _take_from(self)
+
+    async def wait(self):
+        return await self
+
+
+def _take_from(source):
+    cdef Source native = <Source>source if isinstance(source, Source) else None
+    cdef TaskWaker waker
+    cdef Scheduler loop = running_loop(source)
+    cdef object value = native.take() if native is not None else source.take()
+    while value is empty:
+        waker = TaskWaker.__new__(TaskWaker)
+        waker.wait = wait_begin(loop)
+        if native is not None:
+            native.arm(waker)
+        else:
+            source.arm(waker)
+        try:
+            yield waker.wait
+        finally:
+            if native is not None:
+                native.disarm(waker)
+            else:
+                source.disarm(waker)
+        value = native.take() if native is not None else source.take()
+    return value
+
+
+@cython.final
+cdef class Taking:
+    """An awaitable: the next value of a source, or of a selection."""
+    cdef object of
+
+    def __await__(self):
+        if isinstance(self.of, Selection):
+            return _next_of(<Selection>self.of, StopAsyncIteration)
+        return _take_from(self.of)
+
+
+def taking(source):
+    """An awaitable that takes the next value of a source."""
+    cdef Taking made = Taking.__new__(Taking)
+    made.of = source
+    return made
+
+
+cdef class Arrivals(Source):
+    """A source of values that were brought to it; see aiounify.sources.Arrivals."""
+
+    cdef object values
+    cdef object reason        # raised once the values are used up; None: there may be more
+
+    def __cinit__(self):
+        self.values = deque()
+
+    cpdef object take(self):
+        if self.values:
+            return self.values.popleft()
+        if self.reason is None:
+            return empty
+        raise self.reason
+
+    cpdef object put(self, object value):
+        if self.reason is not None:
+            raise RuntimeError(f"{self!r} has ended")
+        self.values.append(value)
+        if self.armed is not None:
+            self._fire()
+
+    cpdef object end(self, object reason=None):
+        if self.reason is None:
+            self.reason = reason if reason is not None else StopAsyncIteration()
+            if self.armed is not None:
+                self._fire()
+
+    @property
+    def ended(self):
+        return self.reason is not None
+
+    def __len__(self):
+        return len(self.values)
+
+    def __bool__(self):
+        return True
+
+    def __aiter__(self):
+        return self
+
+    def __anext__(self):
+        return taking(self)
+
+
+@cython.final
+cdef class Entry(Waker):
+    """One source in a selection."""
+    cdef PyObject *selection       # borrowed; NULL once it left
+    cdef object given              # what the program named it by
+    cdef object source
+    cdef Source native             # the same, if it is one of ours
+    cdef Entry after               # in the queue of those to try
+    cdef bint waits                # armed, and not called yet
+    cdef bint once
+
+    cdef int wake(self) except -1:
+        cdef Selection selection
+        if self.waits and self.selection != NULL:
+            self.waits = False
+            selection = <Selection>self.selection
+            selection.push(self)
+            if selection.wait is not None:
+                wait_end(selection.wait)
+        return 0
+
+
+cdef class Selection:
+    """The first of many sources, again and again; see aiounify.selection.Selection."""
+
+    __class_getitem__ = classmethod(_types.GenericAlias)
+    cdef object __weakref__
+    cdef dict entries              # id of what was given -> Entry
+    cdef Entry head, tail          # those that may have something, in the order they said so
+    cdef object wait               # what the task that awaits it has yielded
+    cdef bint busy, return_exceptions
+    cdef unsigned streak
+
+    def __cinit__(self):
+        self.entries = {}
+
+    def __init__(self, return_exceptions=False):
+        self.return_exceptions = return_exceptions
+
+
+    def __del__(self):
+        self._clear()
+
+    cdef int push(self, Entry entry) except -1:
+        if self.tail is None:
+            self.head = entry
+        else:
+            self.tail.after = entry
+        self.tail = entry
+        return 0
+
+    def _put(self, given, source):
+        """Add a source, under the name of what was given for it."""
+        cdef Entry entry
+        if id(given) in self.entries:
+            raise ValueError(f"{given!r} is in this selection already")
+        entry = Entry.__new__(Entry)
+        entry.selection = <PyObject *>self
+        entry.given = given
+        entry.source = source
+        entry.native = <Source>source if isinstance(source, Source) else None
+        entry.once = getattr(source, "once", False)
+        self.entries[id(given)] = entry
+        self.push(entry)
+        if self.wait is not None:  # another task adds to what this one awaits
+            wait_end(self.wait)
+
+    def _pop(self, given):
+        """Withdraw; returns the source.  KeyError if it is not here."""
+        cdef Entry entry
+        if id(given) not in self.entries:
+            raise KeyError(given)
+        entry = <Entry>self.entries[id(given)]
+        self.leave(entry)
+        if not self.entries and self.wait is not None:
+            wait_end(self.wait)
+        return entry.source
+
+    cdef int leave(self, Entry entry) except -1:
+        self.entries.pop(id(entry.given), None)
+        entry.selection = NULL
+        if entry.waits:
+            entry.waits = False
+            if entry.native is not None:
+                entry.native.disarm(entry)
+            else:
+                entry.source.disarm(entry)
+        return 0
+
+    def _clear(self):
+        """Withdraw all."""
+        cdef dict entries = self.entries
+        cdef Entry entry
+        if entries:
+            self.entries = {}
+            for entry in entries.values():
+                entry.selection = NULL  # also if one of them raises
+            for entry in entries.values():
+                self.leave(entry)
+        self.head = self.tail = None
+        if self.wait is not None:
+            wait_end(self.wait)
+
+    def _given(self):
+        """What was put in and has not ended."""
+        return [(<Entry>entry).given for entry in self.entries.values()]
+
+    def __len__(self):
+        return len(self.entries)
+
+    def __contains__(self, given):
+        return id(given) in self.entries
+
+    cdef object probe(self):
+        """(given, value) of the first that has something, or None; the others are armed."""
+        cdef Entry entry
+        cdef object value, given
+        while self.head is not None:
+            entry = self.head
+            self.head = entry.after
+            entry.after = None
+            if self.head is None:
+                self.tail = None
+            if entry.selection == NULL:
+                continue  # it was taken out meanwhile
+            given = entry.given
+            try:
+                value = entry.native.take() if entry.native is not None else entry.source.take()
+                if value is empty:
+                    entry.waits = True
+                    if entry.native is not None:
+                        entry.native.arm(entry)
+                    else:
+                        entry.source.arm(entry)
+                    continue
+            except StopAsyncIteration:
+                entry.waits = False
+                self.leave(entry)
+                continue
+            except (SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException as exc:
+                entry.waits = False
+                self.leave(entry)
+                if not self.return_exceptions:
+                    raise
+                return given, exc
+            if entry.once:
+                self.leave(entry)
+            elif entry.selection != NULL:
+                self.push(entry)
+            return given, value
+        return None
+
+    def __await__(self):
+        return _next_of(self, EOFError)
+
+    def __aiter__(self):
+        return self
+
+    def __anext__(self):
+        return taking(self)
+
+
+def _next_of(Selection selection, ended):
+    cdef Scheduler loop = running_loop("aiounify.select()")
+    cdef object found
+    if selection.busy:
+        raise RuntimeError("another task awaits this selection")
+    selection.busy = True
+    try:
+        selection.streak += 1
+        if selection.streak >= STREAK:
+            # sources that always have something must not keep the loop from its turn
+            selection.streak = 0
+            yield None
+        while True:
+            found = selection.probe()
+            if found is not None:
+                return found
+            if not selection.entries:
+                if ended is StopAsyncIteration:
+                    raise StopAsyncIteration
+                raise ended("no source is left in this selection: all have ended")
+            selection.streak = 0
+            selection.wait = wait_begin(loop)
+            try:
+                yield selection.wait
+            finally:
+                selection.wait = None
+    finally:
+        selection.busy = False
