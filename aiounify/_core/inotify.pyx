@@ -372,6 +372,11 @@ cdef class Tree(Source):
         return 0
 
 
+cdef uint32_t watch_mask(Node node) noexcept:
+    cdef uint32_t mask = (node.tree.mask & 0x3f) | NEEDED | IN_MASK_ADD | IN_EXCL_UNLINK
+    return mask | IN_ATTRIB if node.parent is None else mask
+
+
 cdef Py_ssize_t count(Node node):
     cdef Py_ssize_t n = 1
     for entry in node.names.values():
@@ -789,9 +794,7 @@ cdef class Inotify(Watched):
     cdef int add(self, Node node, int fd, c_stat *s) except -1:
         """Watch what fd is open at; an errno, or 0."""
         cdef char path[32]
-        cdef uint32_t mask = (node.tree.mask & 0x3f) | NEEDED | IN_MASK_ADD | IN_EXCL_UNLINK
-        if node.parent is None:
-            mask |= IN_ATTRIB
+        cdef uint32_t mask = watch_mask(node)
         snprintf(path, sizeof(path), "/proc/self/fd/%d", fd)
         cdef int wd = inotify_add_watch(self.fd, path, mask)
         if wd < 0 and errno == ENOENT:  # no /proc here
@@ -963,12 +966,28 @@ cdef class Inotify(Watched):
             return errno == EACCES or errno == EPERM
         try:
             if (node.wd < 0 or c_fstat(fd, &s) < 0 or s.st_ino != node.ino
-                    or s.st_dev != node.dev):
+                    or s.st_dev != node.dev or not self.still_watched(node, fd)):
                 return False
             self.scan(node, fd, True, True)
             return True
         finally:
             c_close(fd)
+
+    cdef bint still_watched(self, Node node, int fd) noexcept:
+        """Whether the node's watch is that of what fd is open at.
+
+        A new directory often gets the inode number of one just deleted, and that the old one's
+        watch is gone may be among what was lost.
+        """
+        cdef char path[32]
+        cdef int wd
+        snprintf(path, sizeof(path), "/proc/self/fd/%d", fd)
+        wd = inotify_add_watch(self.fd, path, watch_mask(node))
+        if wd < 0 or wd == node.wd:
+            return True
+        if wd not in self.nodes:
+            inotify_rm_watch(self.fd, wd)
+        return False
 
     cdef int settle(self) except -1:
         """The queue is empty, so paths are right: read again what has to be."""
@@ -987,7 +1006,10 @@ cdef class Inotify(Watched):
                     tree._end("deleted")
                 continue
             try:
-                self.scan(tree.root, fd, True, True)
+                if self.still_watched(tree.root, fd):
+                    self.scan(tree.root, fd, True, True)
+                else:
+                    tree._end("deleted")
             finally:
                 c_close(fd)
         if not self.suspects:
