@@ -44,7 +44,7 @@ extensions = [
     for name in CORE
 ] + [
     Extension(f"aiounify.bench.{name}", [f"aiounify/bench/{name}.pyx"], extra_compile_args=CFLAGS)
-    for name in ("_loadgen", "_perf")
+    for name in ("_inotify", "_loadgen", "_perf")
 ]
 
 setup(

@@ -19,6 +19,7 @@ from aiounify.bench.rows import (
     tasks,
     threads,
     timers,
+    watch,
 )
 from aiounify.bench.rows.base import HttpRow, IdleRow, LoopRow, Row, ServerRow, ServingRow
 
@@ -49,6 +50,7 @@ _ALL: tuple[Row, ...] = (
     *timers.LATENESS_ROWS,
     *imports.ROWS,
     *pipes.ROWS,
+    *watch.ROWS,
     *echo.ROWS,
     *connect.ROWS,
     *datagrams.ROWS,
@@ -74,7 +76,9 @@ _ECHO = (
 
 #: What is measured without a name.
 DEFAULT: tuple[str, ...] = tuple(
-    row.name for row in _ALL if "echo" not in row.groups or row.name in _ECHO
+    row.name
+    for row in _ALL
+    if "watch" not in row.groups and ("echo" not in row.groups or row.name in _ECHO)
 )
 
 ROWS: dict[str, Row] = {row.name: row for row in _ALL}
