@@ -43,12 +43,13 @@ Filter: TypeAlias = "Callable[[str, bool], bool]"
 class Kind(enum.Flag):
     """What happened; `mask` is a union of these.  See inotify(7)."""
 
+    # ACCESSED, OPENED and CLOSED are told of files, not of directories.
     ACCESSED = 0x1
     MODIFIED = 0x2
     ATTRIBUTES = 0x4
     #: A file that was open for writing was closed.
     WRITTEN = 0x8
-    #: A file or directory that was not open for writing was closed.
+    #: A file that was not open for writing was closed.
     CLOSED = 0x10
     OPENED = 0x20
     #: `old_path` is where it was.

@@ -104,7 +104,7 @@ cdef extern from *:
     const uint32_t IN_ATTRIB, IN_MOVED_FROM, IN_MOVED_TO, IN_CREATE, IN_DELETE
     const uint32_t IN_DELETE_SELF, IN_MOVE_SELF, IN_UNMOUNT, IN_Q_OVERFLOW, IN_IGNORED
     const uint32_t IN_ISDIR, IN_MASK_ADD, IN_EXCL_UNLINK
-    const uint32_t IN_MODIFY
+    const uint32_t IN_MODIFY, IN_ACCESS, IN_OPEN, IN_CLOSE_NOWRITE
     const int IN_NONBLOCK, IN_CLOEXEC
     const int O_RDONLY, O_PATH, O_DIRECTORY, O_NOFOLLOW, O_CLOEXEC
     const int AT_SYMLINK_NOFOLLOW
@@ -137,6 +137,8 @@ cdef enum:
 
 cdef uint32_t NEEDED = (IN_MOVED_FROM | IN_MOVED_TO | IN_CREATE | IN_DELETE
                         | IN_DELETE_SELF | IN_MOVE_SELF)
+# of directories these tell of our own reading, and are left out
+cdef uint32_t OF_FILES = IN_ACCESS | IN_OPEN | IN_CLOSE_NOWRITE
 cdef int OPEN_DIRECTORY = O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC
 
 # members of aiounify.watching.Kind, told by configure()
@@ -308,8 +310,7 @@ cdef class Tree(Source):
             if fd >= 0:
                 c_close(fd)
         if self.error is not None:
-            error, self.error = self.error, None
-            raise error
+            raise self.error
 
     def _end(self, reason):
         """Stop; what was read already can still be taken."""
@@ -385,18 +386,24 @@ cdef Py_ssize_t count(Node node):
     return n
 
 
-cdef object limit_of(str name):
-    try:
-        with open(f"/proc/sys/fs/inotify/{name}") as f:
-            return f.read().strip()
-    except OSError:
-        return "unknown"
+cdef str limit_of(str what):
+    """The limit that holds, with its value: a user namespace has one of its own."""
+    cdef str lowest = f"fs.inotify.max_user_{what} is unknown"
+    cdef object value = None, found
+    for name in (f"fs.inotify.max_user_{what}", f"user.max_inotify_{what}"):
+        try:
+            with open("/proc/sys/" + name.replace(".", "/")) as f:
+                found = int(f.read())
+        except (OSError, ValueError):
+            continue
+        if value is None or found < value:
+            value, lowest = found, f"{name} is {found}"
+    return lowest
 
 
 cdef object watch_error(int error, str path):
     if error == ENOSPC:
-        what = (f"no more inotify watches: fs.inotify.max_user_watches is "
-                f"{limit_of('max_user_watches')}; raise it with sysctl, or watch fewer directories")
+        what = (f"no more inotify watches: {limit_of('watches')}; raise it with sysctl, or watch fewer directories")
         return OSError(error, what, path)
     return OSError(error, os.strerror(error), path)
 
@@ -430,9 +437,8 @@ cdef class Inotify(Watched):
         cdef int fd = inotify_init1(IN_NONBLOCK | IN_CLOEXEC)
         if fd < 0:
             if errno == EMFILE:
-                raise OSError(errno, "no more inotify instances: fs.inotify.max_user_instances is "
-                              f"{limit_of('max_user_instances')}, or no more file descriptors: "
-                              "see ulimit -n")
+                raise OSError(EMFILE, f"no more inotify instances: {limit_of('instances')}; or no "
+                              "more file descriptors: see ulimit -n")
             raise OSError(errno, f"inotify_init1: {os.strerror(errno)}")
         self.fd = fd
         self.buffer = <char *>malloc(ROOM)
@@ -653,6 +659,8 @@ cdef class Inotify(Watched):
         if mask & IN_DELETE:
             return self.vanished(node, name, False)
         bit = mask & tree.mask
+        if bit & OF_FILES and is_dir:
+            return 0
         if bit and name in node.names:
             tree.tell(by_bit[bit], bit, node.prefix + name, None, is_dir, False)
         return 0
@@ -683,6 +691,8 @@ cdef class Inotify(Watched):
                     tree._end("deleted")
                     return 0
             bit = mask & tree.mask
+            if bit & OF_FILES and mask & IN_ISDIR:
+                return 0
             if bit in by_bit:
                 tree.tell(by_bit[bit], bit, node.path, None, (mask & IN_ISDIR) != 0, False)
         return 0
