@@ -47,8 +47,7 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
         "--ignore",
         action="append",
         metavar="PATTERN",
-        help="leave out names like this (*.log); with a command, instead of "
-        + " ".join(IGNORED),
+        help="leave out names like this (*.log); with a command, instead of " + " ".join(IGNORED),
     )
     parser.add_argument(
         "--quiet",

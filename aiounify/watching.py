@@ -21,7 +21,7 @@ import fnmatch
 import os
 import re
 import warnings
-from typing import TYPE_CHECKING, Generic, Literal, TypeAlias, TypeVar, overload
+from typing import TYPE_CHECKING, TypeAlias, overload
 
 from aiounify._core import inotify as _native
 from aiounify._core.inotify import Change, Tree
@@ -61,9 +61,7 @@ class Kind(enum.Flag):
 
 
 #: What is told without a mask: whatever changes a file or directory.
-DEFAULT = (
-    Kind.MODIFIED | Kind.ATTRIBUTES | Kind.WRITTEN | Kind.MOVED | Kind.CREATED | Kind.DELETED
-)
+DEFAULT = Kind.MODIFIED | Kind.ATTRIBUTES | Kind.WRITTEN | Kind.MOVED | Kind.CREATED | Kind.DELETED
 #: All kinds.
 EVERYTHING = DEFAULT | Kind.ACCESSED | Kind.CLOSED | Kind.OPENED
 
@@ -112,9 +110,7 @@ class Watch(Tree):
         loop = current_loop("aiounify.watch()")
         if self._began:
             raise RuntimeError(f"{self!r} was begun before; make another one")
-        self._open(
-            loop, self.path, (self.mask | Kind.OVERFLOW).value, self.recursive, self._filter
-        )
+        self._open(loop, self.path, (self.mask | Kind.OVERFLOW).value, self.recursive, self._filter)
         self._began = True
         self._running_in = loop
         return self
@@ -133,7 +129,7 @@ class Watch(Tree):
 
     def __del__(self) -> None:
         if self._began and self.reason is None:
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self)
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
 
     def __aiter__(self) -> Self:
         return self
@@ -349,8 +345,8 @@ def watch(
     moved or deleted is told once, not for each thing in it.  Symbolic links are not followed, except
     for `path` itself; bind mounts and other file systems below are watched.
 
-    Errors: OSError with the errno and the path, from entering the block or from the iteration; of too many
-    watches (ENOSPC) it names fs.inotify.max_user_watches and its value.  RuntimeError under
+    Errors: OSError with the errno and the path, from entering the block or from the
+    iteration; of too many watches (ENOSPC) it names the sysctl and its value.  RuntimeError under
     another event loop.  Linux 2.6.36; see inotify(7).
     """
     found = os.fspath(path)

@@ -21,6 +21,7 @@ KINDS = [
     "TCP out-of-band data",
     "unix socket read",
     "pipe read",
+    "file change",
     "timer",
     "child process",
     "signal",

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -160,17 +161,20 @@ async def test_the_filter_keeps_directories_from_being_watched(tmp_path):
         (tmp_path / "src").mkdir()
         (tmp_path / "src" / "node_modules").mkdir()
         (tmp_path / "src" / "last").touch()
-        assert simple(await until(watch, 2), tmp_path) == [("CREATED", "src"), ("CREATED", "src/last")]
+        assert simple(await until(watch, 2), tmp_path) == [
+            ("CREATED", "src"),
+            ("CREATED", "src/last"),
+        ]
 
 
 def inotify_watches() -> list[int]:
     """How many watches each inotify instance of this process has."""
     found = []
-    for fd in os.listdir("/proc/self/fd"):
+    for fd in list(Path("/proc/self/fd").iterdir()):
         try:
-            if "inotify" in os.readlink(f"/proc/self/fd/{fd}"):
-                with open(f"/proc/self/fdinfo/{fd}") as info:
-                    found.append(info.read().count("inotify wd:"))
+            if "inotify" in str(fd.readlink()):
+                info = Path("/proc/self/fdinfo", fd.name).read_text()
+                found.append(info.count("inotify wd:"))
         except FileNotFoundError:
             continue
     return found
@@ -241,8 +245,7 @@ async def test_a_cancelled_wait_loses_nothing(tmp_path):
                 except asyncio.CancelledError:
                     await asyncio.sleep(0)
                 if len(names) % 7 == 0 and watch:
-                    for change in watch.drain():
-                        names.append(change.path.rpartition("/")[2])
+                    names += [change.path.rpartition("/")[2] for change in watch.drain()]
         maker.join()
         assert names == [str(i) for i in range(3000)]
 
@@ -439,7 +442,9 @@ def test_another_loop(tmp_path):
 
     with (
         asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner,
-        pytest.raises(RuntimeError, match=re.escape("aiounify.watch() needs an event loop of aiounify")),
+        pytest.raises(
+            RuntimeError, match=re.escape("aiounify.watch() needs an event loop of aiounify")
+        ),
     ):
         runner.run(main())
 

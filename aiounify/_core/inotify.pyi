@@ -8,6 +8,7 @@ from aiounify.loop import EventLoop
 from aiounify.sources import Empty
 
 def configure(kinds: dict[int, Any], empty: object) -> None: ...
+
 @final
 class Change:
     @property

@@ -325,10 +325,10 @@ cdef class Tree(Source):
         if inotify is None:
             return
         inotify.trees.remove(self)
+        if not inotify.trees:
+            inotify.stop()  # which ends all watches at once
         if root is not None:
             inotify.drop(root)
-        if not inotify.trees:
-            inotify.stop()
         self._fire()
 
     cpdef object take(self):

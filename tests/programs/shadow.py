@@ -18,8 +18,8 @@ def real_tree(root: str) -> dict[str, bool]:
     """Every path below root, and whether it is a directory."""
     found: dict[str, bool] = {}
     for folder, folders, files in os.walk(root):
-        found.update((os.path.join(folder, name), True) for name in folders)
-        found.update((os.path.join(folder, name), False) for name in files)
+        found.update((f"{folder}/{name}", True) for name in folders)
+        found.update((f"{folder}/{name}", False) for name in files)
     return found
 
 
@@ -40,7 +40,8 @@ class Shadow:
             self.overflows += 1
         elif change.kind is Kind.CREATED:
             assert path not in self.tree, f"{change} is told twice"
-            assert os.path.dirname(path) == self.root or self.tree[os.path.dirname(path)], change
+            parent = path.rpartition("/")[0]
+            assert parent == self.root or self.tree[parent], change
             self.tree[path] = change.is_dir
         elif change.kind is Kind.DELETED:
             assert self.tree[path] == change.is_dir, change

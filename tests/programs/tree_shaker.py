@@ -4,48 +4,48 @@
 """
 
 import contextlib
-import os
 import random
 import shutil
 import sys
+from pathlib import Path
 
 NAMES = "abcd"
 
 
-def somewhere(rng: random.Random, root: str) -> str:
+def somewhere(rng: random.Random, root: Path) -> Path:
     """The path of something below root, which may exist or not."""
-    return os.path.join(root, *(rng.choice(NAMES) for _ in range(rng.randint(1, 4))))
+    return root.joinpath(*(rng.choice(NAMES) for _ in range(rng.randint(1, 4))))
 
 
-def step(rng: random.Random, root: str, outside: str) -> None:
+def step(rng: random.Random, root: Path, outside: Path) -> None:
     path = somewhere(rng, root)
     action = rng.randrange(9)
     with contextlib.suppress(OSError, shutil.Error):
         if action <= 1:
-            os.makedirs(path)
+            path.mkdir(parents=True)
         elif action <= 3:
-            with open(path, "a") as f:
+            with path.open("a") as f:
                 f.write("x")
         elif action == 4:
-            os.unlink(path)
+            path.unlink()
         elif action == 5:
             shutil.rmtree(path)
         elif action == 6:
-            os.rename(path, somewhere(rng, root))
+            path.rename(somewhere(rng, root))
         elif action == 7:
-            os.rename(path, somewhere(rng, outside))
+            path.rename(somewhere(rng, outside))
         else:
-            os.rename(somewhere(rng, outside), path)
+            somewhere(rng, outside).rename(path)
 
 
-def shake(seed: int, count: int, root: str, outside: str) -> None:
+def shake(seed: int, count: int, root: Path, outside: Path) -> None:
     rng = random.Random(seed)
     for _ in range(count):
         step(rng, root, outside)
 
 
 def main() -> None:
-    root, outside = sys.argv[1:]
+    root, outside = map(Path, sys.argv[1:])
     for line in sys.stdin:
         seed, count = map(int, line.split())
         shake(seed, count, root, outside)

@@ -14,14 +14,18 @@ import aiounify
 QUEUE = Path("/proc/sys/fs/inotify/max_queued_events")
 
 
-async def main(folder: Path, rounds: int) -> None:
+def set_queue(length: str) -> None:
+    """For the inotify instances that are made from now on, in the whole system."""
+    QUEUE.write_text(length)
+
+
+async def main(folder: Path, rounds: int, before: str) -> None:
     root, outside = folder / "root", folder / "outside"
     root.mkdir()
     outside.mkdir()
     shadow = Shadow(root)
-    before = QUEUE.read_text()
     try:
-        QUEUE.write_text("16")
+        set_queue("16")
     except OSError as exc:
         print(exc)
         sys.exit(77)
@@ -29,10 +33,10 @@ async def main(folder: Path, rounds: int) -> None:
     try:
         await watch.__aenter__()
     finally:
-        QUEUE.write_text(before)
+        set_queue(before)
     with closing(watch):
         for seed in range(rounds):
-            shake(seed, 40, str(root), str(outside))
+            shake(seed, 40, root, outside)
             await shadow.follow(watch)
         assert shadow.overflows > rounds // 4, shadow.overflows
 
@@ -40,13 +44,12 @@ async def main(folder: Path, rounds: int) -> None:
         for name in ("quiet", *map(str, range(40))):
             (root / name).touch()
         await shadow.follow(watch)
-        for name in range(40):
-            (root / str(name)).write_text("x")
-        (root / "quiet").write_text("x")
+        for name in (*map(str, range(40)), "quiet"):
+            (root / name).write_text("x")
         changed = await shadow.follow(watch)
         assert any(c.found and c.path == str(root / "quiet") for c in changed), changed
 
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
-        aiounify.run(main(Path(folder), int(os.environ.get("ROUNDS", "40"))))
+        aiounify.run(main(Path(folder), int(os.environ.get("ROUNDS", "40")), QUEUE.read_text()))

@@ -161,13 +161,15 @@ def _latency(library: _Library) -> Callable[[asyncio.AbstractEventLoop], Run]:
 
         async def follow(n: int) -> list[int]:
             late: dict[str, int] = {}
+            began = time.monotonic_ns()  # what was deleted last may still be told
             writer.begin("late", n)
             while len(late) < n:
                 found = await names()
                 now = time.monotonic_ns()
                 for path in found:
                     name = path.rpartition("/")[2]
-                    late.setdefault(name, now - int(name))
+                    if int(name) > began:
+                        late.setdefault(name, now - int(name))
             writer.end()
             return list(late.values())
 
@@ -319,7 +321,9 @@ def _tree_row(name: str, how: str, begin: _Begin) -> LoopRow:
 
 ROWS = (
     _late_row("", "", _latency(_by_best)),
-    _late_row("-watchfiles", ", by watchfiles (step and debounce of 1 ms)", _latency(_by_watchfiles)),
+    _late_row(
+        "-watchfiles", ", by watchfiles (step and debounce of 1 ms)", _latency(_by_watchfiles)
+    ),
     _late_row("-watchdog", ", by watchdog", _latency(_by_watchdog)),
     _late_row("-c", ", in C", _latency_c),
     _burst_row("", "", _burst(_by_best)),
