@@ -342,8 +342,8 @@ def watch(
     The iteration ends when the root is "deleted", "moved" or "unmounted", or after close();
     `reason` says which.  After IN_Q_OVERFLOW a change of kind OVERFLOW is told and the tree
     read again; what is different comes as changes with `found` true.  A directory that is
-    moved or deleted is told once, not for each thing in it.  Symbolic links are not followed, except
-    for `path` itself; bind mounts and other file systems below are watched.
+    moved or deleted is told once, not for each thing in it.  Symbolic links are not
+    followed, except for `path` itself; bind mounts and other file systems below are watched.
 
     Errors: OSError with the errno and the path, from entering the block or from the
     iteration; of too many watches (ENOSPC) it names the sysctl and its value.  RuntimeError under
