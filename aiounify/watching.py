@@ -21,6 +21,7 @@ import fnmatch
 import os
 import re
 import warnings
+import weakref
 from typing import TYPE_CHECKING, TypeAlias, overload
 
 from aiounify._core import inotify as _native
@@ -87,6 +88,21 @@ def ignoring(*patterns: str) -> Filter:
     return wanted
 
 
+_loops: weakref.WeakSet[EventLoop] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    # the child has the parent's inotify instance: what it would end there, it would end for both
+    for loop in list(_loops):
+        inotify = vars(loop).get("_inotify")
+        if inotify is not None:
+            inotify._abandon()
+    _loops.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
 class Watch(Tree):
     """A file, directory or tree that is watched; made by `watch()`.
 
@@ -100,7 +116,6 @@ class Watch(Tree):
         self.mask = mask
         self._filter = wanted
         self._began = False
-        self._running_in: EventLoop | None = None
 
     def __repr__(self) -> str:
         state = self.reason or ("watching" if self._began else "not begun")
@@ -112,7 +127,7 @@ class Watch(Tree):
             raise RuntimeError(f"{self!r} was begun before; make another one")
         self._open(loop, self.path, (self.mask | Kind.OVERFLOW).value, self.recursive, self._filter)
         self._began = True
-        self._running_in = loop
+        _loops.add(loop)
         return self
 
     async def __aexit__(

@@ -369,6 +369,26 @@ async def test_a_file_as_root(tmp_path):
             assert watch.reason == "deleted"
 
 
+def test_a_child_does_not_end_what_its_parent_watches(loop, tmp_path):
+    async def begin():
+        return await aiounify.watch(tmp_path).__aenter__()
+
+    watch = loop.run_until_complete(begin())
+    pid = os.fork()
+    if not pid:
+        status = 1
+        try:
+            assert inotify_watches() == []
+            watch.close()
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitpid(pid, 0)[1] == 0
+    (tmp_path / "a").touch()
+    assert simple(loop.run_until_complete(until(watch, 1)), tmp_path) == [("CREATED", "a")]
+    watch.close()
+
+
 async def test_closing_ends_a_wait(tmp_path):
     async with aiounify.watch(tmp_path) as watch:
         waiting = asyncio.ensure_future(anext(watch))

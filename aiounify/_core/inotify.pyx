@@ -479,6 +479,12 @@ cdef class Inotify(Watched):
         (<object>self.loop)._inotify = None
         return 0
 
+    def _abandon(self):
+        """After a fork, in the child: the instance and its watches are the parent's."""
+        if self.fd >= 0:
+            c_close(self.fd)
+            self.fd = -1
+
     # -- reading ------------------------------------------------------------------------
 
     cdef int ready(self, uint32_t events) except -1:
