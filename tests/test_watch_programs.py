@@ -121,3 +121,17 @@ def test_the_server_reloads(tmp_path, backend):
         assert workers[0] != workers[1]
         process.send_signal(signal.SIGINT)
         assert process.wait(20) != 0
+
+
+def test_benchmark_rows(tmp_path):
+    rows = ["watch-latency", "watch-latency-c", "watch-burst", "watch-burst-c"]
+    rows += ["watch-tree", "watch-tree-c"]
+    report = tmp_path / "report.json"
+    command = ["-m", "aiounify", "bench", *rows, "--loops", "aiounify-epoll", "--quick"]
+    with running(*command, "--json", report, backend="auto") as process:
+        out, err = process.communicate(timeout=50)
+    assert process.returncode == 0, f"{out}\n{err}"
+    measured = json.loads(report.read_text())["rows"]
+    assert [row["name"] for row in measured] == rows
+    for row in measured:
+        assert row["loops"]["aiounify-epoll"]["windows"], row
