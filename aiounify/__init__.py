@@ -24,10 +24,12 @@ if TYPE_CHECKING:
     from aiounify.policy import EventLoopPolicy as EventLoopPolicy
     from aiounify.policy import install as install
     from aiounify.selection import select as select
+    from aiounify.watching import watch as watch
 
 __version__ = "0.1.0"
 
 __all__ = ["EventLoop", "Feature", "__version__", "features", "new_event_loop", "run", "select"]
+__all__ += ["watch"]
 if sys.version_info < (3, 16):
     __all__ += ["EventLoopPolicy", "install"]
 
@@ -74,6 +76,11 @@ def __getattr__(name: str) -> Any:
 
         globals()[name] = select
         return select
+    if name == "watch":
+        from aiounify.watching import watch
+
+        globals()[name] = watch
+        return watch
     if name in ("EventLoopPolicy", "install") and sys.version_info < (3, 16):
         from aiounify import policy
 

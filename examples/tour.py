@@ -237,6 +237,15 @@ async def pipe_read(tour: Tour) -> Wakeup:
     return Wakeup(tour.by.readiness, latency)
 
 
+@event("file change", "client creates a file")
+async def file_change(tour: Tour) -> Wakeup:
+    async with aiounify.watch(tour.folder) as changes:
+        tour.client.tell("create", tour.folder / "new")
+        change = await changes.wait()
+        assert change.path == str(tour.folder / "new")
+        return Wakeup(f"inotify, {tour.by.readiness}", await tour.since_cause())
+
+
 @event("timer", "the deadline")
 async def timer(tour: Tour) -> Wakeup:
     due_ns = time.monotonic_ns() + int(CLOCK_SECONDS * 1e9)

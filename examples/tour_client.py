@@ -43,6 +43,8 @@ def main() -> None:
                 os.eventfd_write(int(words[0]), 1)
             case "signal":
                 os.kill(os.getppid(), Signals[words[0]])
+            case "create":
+                open(words[0], "x").close()
             case "exit":
                 print(cause, flush=True)
                 os._exit(0)  # at once: no clean-up of the interpreter between cause and exit

@@ -86,7 +86,10 @@ def test_help():
         (["--frobnicate"], "unknown option --frobnicate"),
         (["-x", "program.py"], "unknown option -x"),
         (["-m"], "-m needs the name of a module"),
-        (["frobnicate"], "'frobnicate' is neither a file nor a command (the command is: bench)"),
+        (
+            ["frobnicate"],
+            "'frobnicate' is neither a file nor a command (the commands are: bench, watch)",
+        ),
     ],
 )
 def test_unknown_things(tmp_path, arguments, message):

@@ -21,6 +21,7 @@ KINDS = [
     "TCP out-of-band data",
     "unix socket read",
     "pipe read",
+    "file change",
     "timer",
     "timer of the wall clock",
     "tick",

@@ -20,6 +20,7 @@ from aiounify.bench.rows import (
     tasks,
     threads,
     timers,
+    watch,
 )
 from aiounify.bench.rows.base import HttpRow, IdleRow, LoopRow, Row, ServerRow, ServingRow
 
@@ -51,6 +52,7 @@ _ALL: tuple[Row, ...] = (
     *timers.LATENESS_ROWS,
     *imports.ROWS,
     *pipes.ROWS,
+    *watch.ROWS,
     *echo.ROWS,
     *connect.ROWS,
     *datagrams.ROWS,
@@ -74,9 +76,15 @@ _ECHO = (
     "unix-streams-1k-x100",
 )
 
+# The others need a tree of 10,000 directories, libraries or patience.
+_WATCH = ("watch-burst",)
+
 #: What is measured without a name.
 DEFAULT: tuple[str, ...] = tuple(
-    row.name for row in _ALL if "echo" not in row.groups or row.name in _ECHO
+    row.name
+    for row in _ALL
+    if ("echo" not in row.groups or row.name in _ECHO)
+    and ("watch" not in row.groups or row.name in _WATCH)
 )
 
 ROWS: dict[str, Row] = {row.name: row for row in _ALL}
