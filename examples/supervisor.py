@@ -8,8 +8,8 @@ process that ends is started again, at once the first time, later each time afte
 the file anew, SIGTERM and Ctrl-C end everything.  The unix socket SOCKET answers each connection
 with the state of the processes, one a line.
 
-Children, signals, the socket, the times to start again and the clock by which the file is looked at
-are awaited by one select(), without a task or a thread for any of them.
+Children, signals, the socket, the times to start again and the changes of the file are awaited by
+one select(), without a task or a thread for any of them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import aiounify
 from aiounify import process
 from aiounify.events import readable
 from aiounify.signals import signals
-from aiounify.timers import Alarm, after, every
+from aiounify.timers import Alarm, after
 
 _DELAYS = (0.0, 0.1, 0.5, 2.0, 10.0)
 
@@ -68,24 +68,6 @@ def read_config(path: Path) -> dict[str, str]:
         lines = [line.partition(":") for line in path.read_text().splitlines() if ":" in line]
         return {name.strip(): command.strip() for name, _, command in lines}
     return {}
-
-
-class ConfigFile:
-    """Tells whether a file has changed since it was asked last."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.seen = self.state()
-
-    def state(self) -> tuple[int, int, int] | None:
-        with suppress(FileNotFoundError):
-            found = self.path.stat()
-            return (found.st_mtime_ns, found.st_size, found.st_ino)
-        return None
-
-    def changed(self) -> bool:
-        before, self.seen = self.seen, self.state()
-        return before != self.seen
 
 
 class Supervisor:
@@ -139,10 +121,14 @@ class Supervisor:
         self.ending = name != "SIGHUP"
         self.configure()
 
-    def file_looked_at(self, file: ConfigFile) -> None:
-        if file.changed() and not self.ending:
+    def file_changed(self, _: object) -> None:
+        # Editors write, move and delete for one change: what counts is what is in it now.
+        if not self.ending and read_config(self.config) != self.commands():
             self.say("the configuration has changed")
             self.configure()
+
+    def commands(self) -> dict[str, str]:
+        return {name: service.command for name, service in self.services.items()}
 
     def asked(self, _: object) -> None:
         with suppress(BlockingIOError):
@@ -161,8 +147,15 @@ class Supervisor:
             self.events = await stack.enter_async_context(aiounify.select())
             self.expect(arriving, self.signalled)
             self.expect(readable(self.listener), self.asked)
-            file = ConfigFile(self.config)
-            self.expect(every(0.1), lambda _: self.file_looked_at(file))
+            # Its directory is watched: editors put a new file in the place of the old one.
+            name = self.config.name
+            changes = await stack.enter_async_context(
+                aiounify.watch(
+                    self.config.parent,
+                    filter=lambda path, is_dir: os.path.basename(path) == name,  # noqa: PTH119
+                )
+            )
+            self.expect(changes, self.file_changed)
             self.configure()
             while self.busy() or not self.ending:
                 source, value = await self.events
