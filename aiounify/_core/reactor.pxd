@@ -84,6 +84,7 @@ cdef class Op:
     cdef uint32_t op_flags
     cdef uint64_t address
     cdef uint64_t offset
+    cdef uint64_t address3
     cdef uint32_t readiness
     cdef readonly int result
     cdef bint done
