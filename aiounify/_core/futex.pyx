@@ -341,7 +341,8 @@ cdef class FutexWait(Op):
             word = <uint32_t *><uintptr_t>self.vector[index].uaddr
         else:
             word = self.first
-        word_wake(word, 1, self.mask)
+        if not self.home.pass_to(word, self.mask):
+            word_wake(word, 1, self.mask)
         return 0
 
     cdef bint stale(self) noexcept:
@@ -490,6 +491,30 @@ cdef class LoopFutexes(Watched):
                 self.leave(op)
                 op.over(result)
         return 0
+
+    cdef bint pass_to(self, uint32_t *word, uint32_t mask) except -1:
+        """Wake another of this loop's waits that threads wait for.
+
+        The kernel may not know of it at this moment: a thread whose set of words
+        grows leaves futex_waitv and enters it again.
+        """
+        cdef FutexWait op
+        cdef Py_ssize_t i
+        for id, found in list(self.by_id.items()):
+            op = <FutexWait>found
+            if op.done or op.future.done() or not op.mask & mask:
+                continue
+            i = op.groups[id][1]
+            if (op.first if op.vector == NULL
+                    else <uint32_t *><uintptr_t>op.vector[i].uaddr) != word:
+                continue
+            self.leave(op)
+            if op.groups:
+                continue  # one of its words has a result already, which will be told
+            op.done = True
+            op.over(<int>i)
+            return True
+        return False
 
     cdef int leave(self, FutexWait op) except -1:
         """Take the words of a wait out of the threads; results that came stay to be taken."""

@@ -103,8 +103,15 @@ static void *ft_main(void *arg)
             r = word_wait(&g->bell, bell, 0xffffffffu, -1) ? -EINTR : 0;
         pthread_mutex_lock(&g->lock);
         if (r > 0) {
-            if (!ft_finish(g, ids[r - 1], 0))
-                word_wake((uint32_t *)v[r].uaddr, 1, g->single ? mask : 0xffffffffu);
+            if (!ft_finish(g, ids[r - 1], 0)) {
+                /* removed meanwhile: to another who waits here, or in the kernel */
+                for (i = 0; i < g->n && (uintptr_t)g->words[i] != v[r].uaddr; i++)
+                    ;
+                if (i < g->n)
+                    ft_finish(g, g->ids[i], 0);
+                else
+                    word_wake((uint32_t *)v[r].uaddr, 1, g->single ? mask : 0xffffffffu);
+            }
         } else if (r == -EAGAIN) {
             for (i = g->n - 1; i >= 0; i--)
                 if (word_load(g->words[i]) != g->expected[i])

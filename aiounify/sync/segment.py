@@ -100,7 +100,8 @@ class Segment:
                     os.close(fd)
                     raise
                 try:
-                    os.link(f"/proc/self/fd/{fd}", path, follow_symlinks=True)
+                    # With a directory named Python calls linkat, which can follow the link.
+                    os.link(f"/proc/self/fd/{fd}", path, src_dir_fd=fd, follow_symlinks=True)
                 except FileExistsError:
                     os.close(lock)
                     os.close(fd)
