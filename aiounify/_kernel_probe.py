@@ -46,7 +46,7 @@ def robust_offered() -> Feature:
 
 def multiprocessing_locks() -> Feature:
     """How aiounify.sync.acquire() awaits the locks of multiprocessing."""
-    from aiounify.sync.foreign import why_not
+    from aiounify._semaphore_layout import why_not
 
     reason = why_not()
     if reason:

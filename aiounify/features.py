@@ -29,7 +29,8 @@ def features() -> dict[str, Feature]:
     """Per capability whether it is on and, if not, why.
 
     Keys: "io_uring", "epoll", "uring_..." for single operations and ring flags,
-    "pidfd", "futex_waitv", "robust_locks", "multiprocessing_locks".  Nothing is kept open.  Values are
+    "pidfd", "futex_waitv", "robust_locks", "multiprocessing_locks".  Nothing is kept open.
+    Values are
     (on, detail); detail says by which means, or the reason.
     """
     from aiounify._kernel_probe import (

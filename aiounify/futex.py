@@ -92,20 +92,19 @@ async def wait_any(waits: Iterable[tuple[Word, int]]) -> int:
     if not pairs:
         raise ValueError("wait_any() needs at least one futex to wait for")
     home = loop_futexes()
-    loop = asyncio.get_running_loop()
     while True:
         for index, (word, expected) in enumerate(pairs):
             if word.load() != expected:
                 return index
         started = []
-        woken = loop.create_future()
         try:
             for begin in range(0, len(pairs), _GROUP):
                 group = pairs[begin : begin + _GROUP]
                 wait = home.wait_any(tuple(w for w, _ in group), tuple(v for _, v in group))
                 started.append((begin, wait))
-                wait.future.add_done_callback(lambda _: woken.done() or woken.set_result(None))
-            await woken
+            await asyncio.wait(
+                [wait.future for _, wait in started], return_when=asyncio.FIRST_COMPLETED
+            )
             for begin, wait in started:
                 if wait.future.done() and (found := wait.future.result()) >= 0:
                     started.remove((begin, wait))

@@ -1,14 +1,19 @@
 """aiounify.sync: what each primitive promises, in one process and between two."""
 
+# ruff: noqa: ASYNC110, ASYNC222, PTH108, PTH110
+
 import asyncio
 import errno
 import multiprocessing as mp
 import os
 import signal
 import struct
+import subprocess
 import sys
 import threading
 import time
+from multiprocessing import resource_tracker
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -17,6 +22,9 @@ from hypothesis import strategies as st
 import aiounify
 from aiounify import sync
 from aiounify.sync import foreign, segment
+
+# One process for all of multiprocessing, and a descriptor that stays: not a test's leak.
+resource_tracker.ensure_running()
 
 
 async def asleep(n=1):
@@ -172,7 +180,8 @@ async def test_several_locks_of_one_thread_survive_its_death():
 
 
 @given(
-    plan=st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=1, max_size=6), data=st.data()
+    plan=st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=1, max_size=6),
+    data=st.data(),
 )
 @settings(max_examples=15, deadline=None)
 def test_cancelled_waiters_of_a_lock_swallow_nothing(plan, data):
@@ -556,7 +565,9 @@ async def test_handles_go_to_processes(method):
     lock, queue, semaphore = sync.Lock(), sync.Queue(), sync.Semaphore(0, f"test-{os.getpid()}")
     assert lock.name is None and semaphore.name
     with lock:  # the child has to wait
-        child = context.Process(target=_spawned if method == "spawn" else _in_thread, args=(lock, queue, semaphore))
+        child = context.Process(
+            target=_spawned if method == "spawn" else _in_thread, args=(lock, queue, semaphore)
+        )
         child.start()
     assert await queue.get() == b"spawned"
     await semaphore.acquire()
@@ -702,5 +713,26 @@ def test_features_say_by_what_means():
 def test_stress(run_program, backend):
     """Four processes, cancellation and SIGKILL at random; millions with AIOUNIFY_STRESS=1."""
     operations = 1_000_000 if os.environ.get("AIOUNIFY_STRESS") else 4_000
-    done = run_program("sync_stress", backend, operations, timeout=50 if operations < 10**6 else 3000)
+    done = run_program(
+        "sync_stress", backend, operations, timeout=50 if operations < 10**6 else 3000
+    )
     assert "operations" in done.stdout
+
+
+@pytest.mark.parametrize("jobs", [30])
+def test_worker_pool_example(backend, jobs):
+    """The example: a worker is killed, that is noticed, and nothing is lost."""
+    example = Path(__file__).parents[1] / "examples" / "worker_pool.py"
+    root = Path(aiounify.__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-W", "error", example, "3", str(jobs)],
+        env={**os.environ, "PYTHONPATH": str(root), "AIOUNIFY_BACKEND": backend},
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    assert "worker 1 ended by signal 9" in done.stdout
+    assert "the lock's owner died: total 0, booked 1" in done.stdout
+    assert f"{jobs} jobs done by" in done.stdout

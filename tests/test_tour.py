@@ -26,6 +26,7 @@ KINDS = [
     "signal",
     "wake-up from a thread",
     "DNS lookup of localhost",
+    "futex",
 ]
 
 

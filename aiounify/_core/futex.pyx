@@ -20,7 +20,8 @@ Rules:
   thread ends.
 """
 
-from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.buffer cimport PyBUF_WRITABLE, PyBUF_WRITE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.memoryview cimport PyMemoryView_FromMemory
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
@@ -752,6 +753,11 @@ def long_at(uintptr_t address):
 def long_add_at(uintptr_t address, int64_t n):
     """Add to it, atomically."""
     return long_add(<uint64_t *>address, <uint64_t>n)
+
+
+def memory_at(uintptr_t address, Py_ssize_t size):
+    """Writable memory at an address; the caller answers for it."""
+    return PyMemoryView_FromMemory(<char *>address, size, PyBUF_WRITE)
 
 
 def robust_offered():

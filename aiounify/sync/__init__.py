@@ -14,8 +14,8 @@ threads block on.
 
 What all have in common: they go to other processes by fork, in the arguments of a
 `multiprocessing.Process` of any start method, or by name.  A method that waits is a coroutine and
-has a twin `..._blocking(timeout=None)`.  Whoever waits and is cancelled or killed takes nothing, and
-does not keep others from being woken.  close() gives the memory up.
+has a twin `..._blocking(timeout=None)`.  Whoever waits and is cancelled or killed takes nothing,
+and does not keep others from being woken.  close() gives the memory up.
 """
 
 from aiounify.sync.barrier import Barrier, BrokenBarrierError

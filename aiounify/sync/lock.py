@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 
-class OwnerDied(Exception):
+class OwnerDied(Exception):  # noqa: N818 - as EOWNERDEAD, and less an error than news
     """The lock is yours, and whoever had it before died with it, as EOWNERDEAD says.
 
     What it guards may be half changed.  Repair it and call make_consistent(); without that the

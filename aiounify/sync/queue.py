@@ -35,7 +35,9 @@ class Queue(Shared):
 
     _KIND = 8
 
-    def __init__(self, maxsize: int = 0, name: str | None = None, *, capacity: int = 1 << 16) -> None:
+    def __init__(
+        self, maxsize: int = 0, name: str | None = None, *, capacity: int = 1 << 16
+    ) -> None:
         if not 0 <= maxsize < 1 << 24:
             raise ValueError(f"maxsize is 0 to {(1 << 24) - 1}, not {maxsize}")
         if not 0 < capacity <= 1 << 27:

@@ -5,6 +5,8 @@ OwnerDied said that it may not; a message is received once at most, in the order
 lost only with a process that was killed.
 """
 
+# ruff: noqa: SIM105
+
 import asyncio
 import mmap
 import os

@@ -11,6 +11,7 @@ from aiounify.bench.rows import (
     connect,
     datagrams,
     echo,
+    futexes,
     http,
     idle,
     imports,
@@ -49,6 +50,7 @@ _ALL: tuple[Row, ...] = (
     *timers.LATENESS_ROWS,
     *imports.ROWS,
     *pipes.ROWS,
+    *futexes.ROWS,
     *echo.ROWS,
     *connect.ROWS,
     *datagrams.ROWS,
@@ -74,7 +76,9 @@ _ECHO = (
 
 #: What is measured without a name.
 DEFAULT: tuple[str, ...] = tuple(
-    row.name for row in _ALL if "echo" not in row.groups or row.name in _ECHO
+    row.name
+    for row in _ALL
+    if ("echo" not in row.groups or row.name in _ECHO) and "futex" not in row.groups
 )
 
 ROWS: dict[str, Row] = {row.name: row for row in _ALL}
