@@ -1,5 +1,7 @@
 """aiounify.futex: words, waits for one and for many, in the ring and in threads."""
 
+# ruff: noqa: ASYNC110, RUF059
+
 import asyncio
 import gc
 import mmap
@@ -14,12 +16,6 @@ from conftest import NO_URING
 import aiounify
 from aiounify import _kernel_probe, _waiting
 from aiounify.futex import Futex, wait_any
-
-
-class ThreadLoop(aiounify.EventLoop):
-    """As on a kernel whose ring has no FUTEX_WAIT."""
-
-    _futexes_in_ring = False
 
 
 @pytest.fixture(params=["as it is", "threads", "no futex_waitv"], autouse=True)

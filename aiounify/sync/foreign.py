@@ -51,8 +51,10 @@ async def acquire(lock: Lock | Semaphore | Event) -> bool:
 
     Release a lock with its own release(), in the loop's thread.  For an Event this is wait();
     its set() blocks until all waiters have gone on, so never call that in the loop's thread while
-    tasks of the same loop wait.  Cancelling it takes nothing.  TypeError for anything else; RuntimeError under another event
-    loop.  aiounify.features()["multiprocessing_locks"] says by what means.
+    tasks of the same loop wait.  Cancelling it takes nothing.
+
+    TypeError for anything else; RuntimeError under another event loop.
+    aiounify.features()["multiprocessing_locks"] says by what means.
     """
     semlock = getattr(lock, "_semlock", None)
     if semlock is not None and hasattr(semlock, "handle"):

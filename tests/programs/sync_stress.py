@@ -1,8 +1,7 @@
 """Four processes use a lock, a semaphore and a queue; some are killed. BACKEND OPERATIONS [SEED].
 
 Checked: never two owners of the lock; no waiter waits for ever; what the lock guards adds up, or
-OwnerDied said that it may not; a message is received once at most, in the order of its sender, and is
-lost only with a process that was killed.
+OwnerDied said that it may not; each message of those who live is received once.
 """
 
 # ruff: noqa: SIM105

@@ -1,7 +1,8 @@
 """Synchronisation between two processes: futexes and aiounify.sync, beside what there was.
 
-Rows with `aio-` need an aiounify loop; `futex-raw` and the `peer-` rows are for comparison,
-and mean the same on each loop.  The other process is forked, and so on the same CPU.
+Only aiounify's loops await futexes.  Other loops do in the same row what there is for the purpose,
+which the row's summary names; `futex-raw` is without any loop.  The other process is forked, and
+so on the same CPU.
 """
 
 import asyncio
@@ -259,7 +260,34 @@ def _words(count: int) -> Callable[[_Loop], Run]:
     return prepare
 
 
+def _events(count: int) -> Callable[[_Loop], Run]:
+    def prepare(loop: _Loop) -> Run:
+        events = [asyncio.Event() for _ in range(count)]
+        _kept.append([loop.create_task(event.wait()) for event in events[1:]])
+        loop.run_until_complete(asyncio.sleep(0))
+        one = events[0]
+
+        async def wakes(n: int) -> None:
+            for _ in range(n):
+                waiting = asyncio.ensure_future(one.wait())
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+                one.set()
+                await waiting
+                one.clear()
+
+        return _runs(loop, wakes)
+
+    return prepare
+
+
 _kept: list[object] = []
+
+
+def _either(
+    ours: Callable[[_Loop], Run], elsewhere: Callable[[_Loop], Run]
+) -> Callable[[_Loop], Run]:
+    return lambda loop: ours(loop) if hasattr(loop, "backend") else elsewhere(loop)
 
 
 def _row(name: str, summary: str, unit: str, prepare: Callable[[_Loop], Run]) -> LoopRow:
@@ -268,13 +296,35 @@ def _row(name: str, summary: str, unit: str, prepare: Callable[[_Loop], Run]) ->
 
 ROWS = (
     _row("futex-raw", "Ping-pong of two processes by blocking futex calls.", "round trip", _raw),
-    _row("peer-eventfd", "The same by eventfd and add_reader.", "round trip", _eventfd),
-    _row("aio-futex", "The same by coroutines that await futexes.", "round trip", _coroutines),
-    _row("aio-lock", "acquire() and release() of a free sync.Lock.", "pair", _lock),
-    _row("aio-lock-2", "A sync.Lock that another process wants too.", "pair", _contended),
-    _row("peer-lock-2", "multiprocessing.Lock by an executor.", "pair", _contended_executor),
-    _row("aio-queue", "64 bytes through a sync.Queue from a process.", "message", _queue),
-    _row("peer-queue", "multiprocessing.Queue by an executor.", "message", _queue_executor),
-    _row("aio-words-1", "Wake one coroutine that waits for a word.", "wake", _words(1)),
-    _row("aio-words-10k", "The same while 9,999 wait for other words.", "wake", _words(10_000)),
+    _row(
+        "futex-pingpong",
+        "The same by coroutines: futexes; elsewhere eventfd and add_reader.",
+        "round trip",
+        _either(_coroutines, _eventfd),
+    ),
+    _row("sync-lock", "acquire() and release() of a free sync.Lock.", "pair", _lock),
+    _row(
+        "sync-lock-2",
+        "A lock two processes want: sync.Lock; elsewhere multiprocessing.Lock by an executor.",
+        "pair",
+        _either(_contended, _contended_executor),
+    ),
+    _row(
+        "sync-queue",
+        "64 bytes from a process: sync.Queue; elsewhere multiprocessing.Queue by an executor.",
+        "message",
+        _either(_queue, _queue_executor),
+    ),
+    _row(
+        "futex-words-1",
+        "Wake one coroutine that waits for a word; elsewhere an asyncio.Event.",
+        "wake",
+        _either(_words(1), _events(1)),
+    ),
+    _row(
+        "futex-words-10k",
+        "The same while 9,999 wait for others.",
+        "wake",
+        _either(_words(10_000), _events(10_000)),
+    ),
 )
