@@ -390,8 +390,9 @@ def test_quick_run_of_every_kind_of_server(tmp_path: Path) -> None:
     assert not list(Path(tempfile.gettempdir()).glob("aiounify-bench-*"))
 
 
-def test_quick_run_of_the_pipes(tmp_path: Path) -> None:
-    for found in measured_on_asyncio(rows.GROUPS["pipes"], tmp_path).values():
+@pytest.mark.parametrize("group", ["pipes", "futex"])
+def test_quick_run_of_rows_with_processes(group: str, tmp_path: Path) -> None:
+    for found in measured_on_asyncio(rows.GROUPS[group], tmp_path).values():
         assert found["median"]["rate"] > 0  # type: ignore[index]
 
 
