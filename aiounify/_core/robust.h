@@ -277,8 +277,9 @@ static int queue_put(struct queue *q, const char *data, uint32_t n, uint32_t bit
     queue_copy_in(q, tail, (const char *)&n, 4);
     if (n)
         queue_copy_in(q, tail + 4, data, n);
-    long_store(&q->tail, queue_moved(tail, queue_room(n)));
+    /* first: if this dies in between, those who sleep look once in vain, and not never */
     word_add(&q->filled, 1);
+    long_store(&q->tail, queue_moved(tail, queue_room(n)));
     lock_release(&q->lock);
     if (word_load(&q->getters))
         word_wake(&q->filled, 1, 0xffffffffu);
@@ -305,8 +306,8 @@ static int queue_look(struct queue *q, uint32_t bits, int wait, uint32_t *seen, 
 static void queue_take(struct queue *q, char *to, uint32_t n)
 {
     queue_copy_out(q, q->head + 4, to, n);
-    long_store(&q->head, queue_moved(q->head, queue_room(n)));
     word_add(&q->emptied, 1);
+    long_store(&q->head, queue_moved(q->head, queue_room(n)));
     lock_release(&q->lock);
     if (word_load(&q->putters))
         word_wake(&q->emptied, 0x7fffffff, 0xffffffffu); /* sizes differ: all may fit */
