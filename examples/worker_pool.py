@@ -32,7 +32,7 @@ class Pool:
     def __init__(self, workers: int) -> None:
         self.workers = workers
         self.jobs, self.results = sync.Queue(), sync.Queue()
-        self.lock = sync.Lock()
+        self.lock, self.ready = sync.Lock(), sync.Event()
         self.table = mmap.mmap(-1, ROW * (workers + 1))
 
     def get(self, row: int) -> int:
@@ -52,13 +52,15 @@ class Pool:
             self.lock.make_consistent()
 
     def close(self) -> None:
-        for one in (self.jobs, self.results, self.lock):
+        for one in (self.jobs, self.results, self.lock, self.ready):
             one.close()
         self.table.close()
 
 
 async def work(pool: Pool, number: int, dies: bool) -> None:
-    """Do jobs until an empty message comes."""
+    """Do jobs until an empty message comes.  Who is to die takes the first, and others the rest."""
+    if not dies:
+        await pool.ready.wait()
     while job := await pool.jobs.get():
         n = int.from_bytes(job, "little")
         await pool.locked()
@@ -101,13 +103,15 @@ async def ended(pid: int) -> int:
 
 async def main(workers: int, jobs: int) -> int:
     pool = Pool(workers)
-    first = start(pool, 1, dies=True)
+    # All before the first wait: from then on the epoll loop has a thread, and forking is for
+    # processes that have one thread only.
+    first, *rest = [start(pool, i, dies=i == 1) for i in range(1, workers + 1)]
     await pool.jobs.put((1).to_bytes(8, "little"))
     assert await pool.results.get() == b"x"  # it holds the lock now
     print(f"worker 1 (pid {first}) holds the lock and is killed", flush=True)
     watch = asyncio.create_task(ended(first))
     await asyncio.sleep(0)
-    others = [asyncio.create_task(ended(start(pool, i))) for i in range(2, workers + 1)]
+    others = [asyncio.create_task(ended(pid)) for pid in rest]
     killed = time.monotonic()
     os.kill(first, signal.SIGKILL)
     status = await watch
@@ -116,6 +120,7 @@ async def main(workers: int, jobs: int) -> int:
         f"worker 1 ended by signal {os.WTERMSIG(status)}, noticed after {took:.1f} ms", flush=True
     )
 
+    pool.ready.set()
     # Its job is booked, as the row says, and was never reported: it counts as done.
     for n in range(2, jobs + 1):
         await pool.jobs.put(n.to_bytes(8, "little"))

@@ -732,7 +732,7 @@ def test_worker_pool_example(backend, jobs):
         timeout=50,
         check=False,
     )
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    assert done.returncode == 0 and not done.stderr, f"{done.stdout}\n{done.stderr}"
     assert "worker 1 ended by signal 9" in done.stdout
     assert "the lock's owner died: total 0, booked 1" in done.stdout
     assert f"{jobs} jobs done by" in done.stdout
