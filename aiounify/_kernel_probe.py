@@ -32,3 +32,23 @@ def futex_waitv_offered() -> Feature:
     if ffi.errno == errno.EINVAL:
         return Feature(True, "futex_waitv")
     return Feature(False, _refusal(ffi.errno, "5.16"))
+
+
+def robust_offered() -> Feature:
+    """A list of robust futexes in this thread: locks tell that their owner died."""
+    from aiounify._core import futex
+
+    code = futex.robust_offered()
+    if not code:
+        return Feature(True, "robust futexes (get_robust_list)")
+    return Feature(False, f"refused: {os.strerror(code)} ({errno.errorcode.get(code, code)})")
+
+
+def multiprocessing_locks() -> Feature:
+    """How aiounify.sync.acquire() awaits the locks of multiprocessing."""
+    from aiounify._semaphore_layout import why_not
+
+    reason = why_not()
+    if reason:
+        return Feature(False, f"{reason}; instead: asked every 1 to 20 ms")
+    return Feature(True, "the futex word of the C library's semaphore")

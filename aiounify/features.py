@@ -29,10 +29,16 @@ def features() -> dict[str, Feature]:
     """Per capability whether it is on and, if not, why.
 
     Keys: "io_uring", "epoll", "uring_..." for single operations and ring flags,
-    "pidfd", "futex_waitv".  Nothing is kept open.  Values are
+    "pidfd", "futex_waitv", "robust_locks", "multiprocessing_locks".  Nothing is kept open.
+    Values are
     (on, detail); detail says by which means, or the reason.
     """
-    from aiounify._kernel_probe import futex_waitv_offered, pidfd_offered
+    from aiounify._kernel_probe import (
+        futex_waitv_offered,
+        multiprocessing_locks,
+        pidfd_offered,
+        robust_offered,
+    )
 
     found = probe()
     reason = why_not_uring(found)
@@ -58,6 +64,8 @@ def features() -> dict[str, Feature]:
         table[name] = Feature(on, detail)
     table["pidfd"] = pidfd_offered()
     table["futex_waitv"] = futex_waitv_offered()
+    table["robust_locks"] = robust_offered()
+    table["multiprocessing_locks"] = multiprocessing_locks()
     return table
 
 

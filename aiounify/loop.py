@@ -74,6 +74,9 @@ class EventLoop(SocketCalls, SelectorEventLoop):  # type: ignore[misc]
     call_soon_threadsafe().  It must be closed.
     """
 
+    # False: futexes are awaited as on kernels whose ring cannot
+    _futexes_in_ring = True
+
     def __init__(self, backend: str | None = None) -> None:
         self._pid = os.getpid()
         self._pidfds: dict[int, int] = {}  # of children: descriptor -> pid

@@ -16,6 +16,7 @@ it the decorator `event`.
 from __future__ import annotations
 
 import asyncio
+import mmap
 import os
 import platform
 import signal
@@ -33,6 +34,7 @@ from typing import NamedTuple
 import aiounify
 from aiounify.events import EventFD, readable, recv_fds
 from aiounify.features import backend_line
+from aiounify.futex import Futex
 from aiounify.signals import signals
 from aiounify.timers import after, every
 
@@ -105,6 +107,10 @@ class Mechanisms:
                 self.readiness = "POLL_ADD in the ring, epoll_wait"
         self.thread = f"eventfd, {self.readiness}"
         self.signal = f"signal wakeup fd, {self.readiness}"
+        if backend == "uring" and found["uring_futex_wait"].on:
+            self.futex = "FUTEX_WAIT in the ring"
+        else:
+            self.futex = "futex_waitv in a thread, eventfd"
         if found["pidfd"].on:
             self.child = f"pidfd, {self.readiness}"
         else:
@@ -358,6 +364,20 @@ async def dns_lookup(tour: Tour) -> Wakeup:
     cause = time.monotonic_ns()
     await tour.loop.getaddrinfo("localhost", 80, type=socket.SOCK_STREAM)
     return Wakeup("getaddrinfo in a thread, eventfd", time.monotonic_ns() - cause)
+
+
+@event("futex", "process changes a shared word")
+async def futex(tour: Tour) -> Wakeup:
+    path = tour.folder / "word"
+    path.write_bytes(bytes(4096))
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
+        word = Futex(memory)
+        tour.client.tell("futex-wake", path)
+        while word.load() == 0:
+            await word.wait(0)
+        latency = await tour.since_cause()
+        word.release()
+    return Wakeup(tour.by.futex, latency)
 
 
 # -- the tour --------------------------------------------------------------------

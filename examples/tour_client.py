@@ -6,13 +6,31 @@ answer, one line for each command, is the time of the cause on the monotonic clo
 processes of a machine share.
 """
 
+import ctypes
+import mmap
 import os
+import platform
 import socket
 import sys
 import time
 from signal import Signals
 
 PAUSE = 0.01
+
+
+FUTEX_WAKE = 1
+
+
+def futex_wake(path: str) -> int:
+    """Set the word at the beginning of a file and wake who waits for it; when that was."""
+    with open(path, "r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
+        word = ctypes.c_uint32.from_buffer(memory)
+        number = 202 if platform.machine() == "x86_64" else 98
+        cause = time.monotonic_ns()
+        word.value = 1
+        ctypes.CDLL(None).syscall(number, ctypes.byref(word), FUTEX_WAKE, 1)
+        del word  # the mapping cannot be closed before
+    return cause
 
 
 def main() -> None:
@@ -41,6 +59,8 @@ def main() -> None:
                 os.write(int(words[0]), b"x")
             case "eventfd-add":
                 os.eventfd_write(int(words[0]), 1)
+            case "futex-wake":
+                cause = futex_wake(words[0])
             case "signal":
                 os.kill(os.getppid(), Signals[words[0]])
             case "create":

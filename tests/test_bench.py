@@ -134,7 +134,7 @@ def test_unknown_row_is_told_what_was_meant() -> None:
         if isinstance(row, LoopRow)
         and row.name not in ("timer-fire", "import")
         # these keep descriptors open: in processes of their own below, and in test_watch_programs
-        and not {"pipes", "watch"} & set(row.groups)
+        and {"pipes", "watch", "futex"}.isdisjoint(row.groups)
     ],
 )
 def test_loop_rows_do_their_batch_on_asyncio(name: str) -> None:
@@ -422,8 +422,9 @@ def run_every_kind_of_server(tmp_path: Path) -> None:
         assert windows[0]["ops"] > 0
 
 
-def test_quick_run_of_the_pipes(tmp_path: Path) -> None:
-    for found in measured_on_asyncio(rows.GROUPS["pipes"], tmp_path).values():
+@pytest.mark.parametrize("group", ["pipes", "futex"])
+def test_quick_run_of_rows_with_processes(group: str, tmp_path: Path) -> None:
+    for found in measured_on_asyncio(rows.GROUPS[group], tmp_path).values():
         assert found["median"]["rate"] > 0  # type: ignore[index]
 
 

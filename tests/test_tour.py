@@ -33,6 +33,7 @@ KINDS = [
     "first of six kinds",
     "wake-up from a thread",
     "DNS lookup of localhost",
+    "futex",
 ]
 
 

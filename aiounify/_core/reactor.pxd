@@ -85,6 +85,7 @@ cdef class Op:
     cdef uint64_t address
     cdef uint64_t offset
     cdef int file_index
+    cdef uint64_t address3
     cdef uint32_t readiness
     cdef bint by_readiness    # the ring cannot do it, so that it goes as on the epoll backend
     cdef uint32_t seen        # the readiness for which it is tried again

@@ -9,6 +9,7 @@ cdef class Scheduler:
     cdef object backlog
     cdef BacklogObject *q
     cdef Reactor reactor
+    cdef dict attached            # name -> what is closed before the reactor
     cdef bint stopping
     cdef bint turning            # the reactor was started for a run that goes on
     cdef public object _current_handle

@@ -177,6 +177,7 @@ cdef class Scheduler:
         self.q = <BacklogObject *><PyObject *>self.backlog
         self.loop_keyword = {"loop": self}
         self.plain_tasks = True
+        self.attached = {}
         # open for business once asyncio's constructor says so
         self.q.state = STATE_CLOSED
 
@@ -283,11 +284,19 @@ cdef class Scheduler:
     def _backlog(self):
         return self.backlog
 
+    @property
+    def _attached(self):
+        """What lives as long as the loop, by name; each is closed before the reactor."""
+        return self.attached
+
     def _attach(self, Reactor reactor):
         self.reactor = reactor
 
     def _detach(self):
         """Close the reactor.  Nothing may be submitted afterwards."""
+        for attached in self.attached.values():
+            attached.close()
+        self.attached.clear()
         if self.reactor is not None:
             if self.q.state & STATE_FORKED:
                 self.reactor.abandon()

@@ -88,6 +88,7 @@ cdef extern from "ring.h" nogil:
         uint64_t user_data
         uint16_t buf_index
         int splice_fd_in
+        uint64_t addr3
 
     struct au_cqe:
         uint64_t user_data
@@ -698,6 +699,7 @@ cdef class UringReactor(Reactor):
         sqe.len = op.length
         sqe.op_flags = op.op_flags
         sqe.splice_fd_in = op.file_index
+        sqe.addr3 = op.address3
         sqe.user_data = <uint64_t><size_t><PyObject *>op
         return 0
 

@@ -11,6 +11,7 @@ from aiounify.bench.rows import (
     connect,
     datagrams,
     echo,
+    futexes,
     http,
     idle,
     imports,
@@ -53,6 +54,7 @@ _ALL: tuple[Row, ...] = (
     *imports.ROWS,
     *pipes.ROWS,
     *watch.ROWS,
+    *futexes.ROWS,
     *echo.ROWS,
     *connect.ROWS,
     *datagrams.ROWS,
@@ -76,15 +78,14 @@ _ECHO = (
     "unix-streams-1k-x100",
 )
 
-# The others need a tree of 10,000 directories, libraries or patience.
-_WATCH = ("watch-burst",)
+# Of groups that compare libraries rather than loops, or need many processes or patience.
+_OTHERS = ("watch-burst", "futex-pingpong")
 
 #: What is measured without a name.
 DEFAULT: tuple[str, ...] = tuple(
     row.name
     for row in _ALL
-    if ("echo" not in row.groups or row.name in _ECHO)
-    and ("watch" not in row.groups or row.name in _WATCH)
+    if {"echo", "futex", "watch"}.isdisjoint(row.groups) or row.name in (*_ECHO, *_OTHERS)
 )
 
 ROWS: dict[str, Row] = {row.name: row for row in _ALL}

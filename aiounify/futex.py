@@ -1,0 +1,114 @@
+"""Futexes: await a 32-bit word in memory, shared with other processes or not.
+
+    async with asyncio.timeout(1):
+        while (seen := futex.load()) == 0:
+            await futex.wait(seen)
+
+Why it exists: the word is the cheapest thing processes can agree upon, and the kernel can wait
+for it beside sockets and timers.  Whoever changes the word says so with `wake()`; programs in any
+language can, with FUTEX_WAKE on shared memory.
+
+Rules:
+
+* A wait ends when somebody wakes the word, or at once if the word has another value.  It may
+  also end for no reason: look at the word again, always.
+* A wait that is cancelled after it was woken passes the wake on to the next waiter.
+* On a loop without io_uring's FUTEX_WAIT (epoll, or before Linux 6.7) threads of the loop wait,
+  one for each 127 words (futex_waitv, Linux 5.16), or one for each word where `mask` is used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from typing import TYPE_CHECKING
+
+from aiounify._core.futex import Word
+from aiounify._waiting import ALL, Deadline, finish, loop_futexes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["Futex", "wait_any"]
+
+_GROUP = 128
+
+
+class Futex(Word):
+    """A 32-bit word in a writable buffer: mmap, shared_memory.buf, memfd mapping, bytearray.
+
+    `offset` counts bytes and has to be a multiple of 4.  The buffer cannot be closed while the
+    futex lives; release() gives it up.  BufferError for a read-only buffer, ValueError for a bad
+    offset, a closed buffer or a released futex.
+
+    load(), store(), add(), exchange() and compare_exchange() are atomic and sequentially
+    consistent, wake() and requeue() are system calls that do not block (futex(2)).
+    """
+
+    __slots__ = ()
+
+    async def wait(self, expected: int, *, mask: int = ALL) -> bool:
+        """Sleep until woken: True; False if the word was not `expected`.
+
+        `mask` restricts who can wake it: wake(mask=...) needs a bit in common.  Cancelling it
+        ends the wait, and passes on a wake that had come.  RuntimeError under another event loop.
+        """
+        return await finish(loop_futexes().wait(self, expected, mask)) >= 0
+
+    def wait_blocking(
+        self, expected: int, timeout: float | None = None, *, mask: int = ALL
+    ) -> bool:
+        """wait() for code without a loop; TimeoutError after `timeout` seconds.
+
+        The GIL is released.  Signal handlers run while it waits.
+        """
+        deadline = Deadline(timeout)
+        while (left := deadline.left()) > 0:
+            error = -self.sleep(expected, mask, left)
+            if error == 0:
+                return True
+            if error == errno.EAGAIN:
+                return False
+            if error not in (errno.EINTR, errno.ETIMEDOUT):
+                raise OSError(error, f"futex wait: {os.strerror(error)}")
+        raise TimeoutError(errno.ETIMEDOUT, "the futex was not woken in time")
+
+    def __repr__(self) -> str:
+        if self.released:
+            return "<Futex released>"
+        return f"<Futex offset={self.offset} value={self.load()}>"
+
+
+async def wait_any(waits: Iterable[tuple[Word, int]]) -> int:
+    """Sleep until one of several words is woken or has another value than expected.
+
+    `waits` is an iterable of (futex, expected).  Returns the index of a word that was woken, or
+    of one whose value differs.  Up to 128 words are one FUTEX_WAITV; more are waited for in
+    groups of 128.  Wakes that other words had got by the time this returns or is cancelled are
+    passed on.  ValueError without any word.
+    """
+    pairs = list(waits)
+    if not pairs:
+        raise ValueError("wait_any() needs at least one futex to wait for")
+    home = loop_futexes()
+    while True:
+        for index, (word, expected) in enumerate(pairs):
+            if word.load() != expected:
+                return index
+        started = []
+        try:
+            for begin in range(0, len(pairs), _GROUP):
+                group = pairs[begin : begin + _GROUP]
+                wait = home.wait_any(tuple(w for w, _ in group), tuple(v for _, v in group))
+                started.append((begin, wait))
+            await asyncio.wait(
+                [wait.future for _, wait in started], return_when=asyncio.FIRST_COMPLETED
+            )
+            for begin, wait in started:
+                if wait.future.done() and (found := wait.future.result()) >= 0:
+                    started.remove((begin, wait))
+                    return begin + found
+        finally:
+            for _, wait in started:
+                wait.give_up()
