@@ -37,6 +37,7 @@ from aiounify.backends import OPERATION_NAMES, choose_backend, explain_forced
 from aiounify.children import foreign_watcher, watch_child
 from aiounify.executor import submit
 from aiounify.pipes import NativeReadPipeTransport, NativeWritePipeTransport
+from aiounify.sendfile import send_through_transport, send_to_socket
 from aiounify.streams import is_datagram_socket, is_stream_socket
 
 if TYPE_CHECKING:
@@ -318,17 +319,15 @@ class EventLoop(SocketCalls, SelectorEventLoop):  # type: ignore[misc]
     async def _sendfile_native(self, transp: Any, file: Any, offset: int, count: int | None) -> int:
         if type(transp) is not StreamTransport:
             return await super()._sendfile_native(transp, file, offset, count)
-        reading = transp.is_reading()
-        transp.pause_reading()
-        await transp._make_empty_waiter()
-        transp._lend()
-        try:
-            return await self.sock_sendfile(transp._sock, file, offset, count, fallback=False)
-        finally:
-            transp._take_back()
-            transp._reset_empty_waiter()
-            if reading:
-                transp.resume_reading()
+        return await send_through_transport(self, transp, file, offset, count)
+
+    async def _sock_sendfile_native(
+        self, sock: socket.socket, file: Any, offset: int, count: int | None
+    ) -> int:
+        if not is_native_socket(sock):
+            sent: int = await super()._sock_sendfile_native(sock, file, offset, count)
+            return sent
+        return await send_to_socket(self, sock, file, offset, count)
 
     # -- pipes --------------------------------------------------------------------
 
