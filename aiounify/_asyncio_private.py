@@ -79,6 +79,7 @@ PRIVATE = (
     Private("asyncio.selector_events", "BaseSelectorEventLoop._read_from_self", "signals"),
     Private("asyncio.unix_events", "_UnixSubprocessTransport", "child processes"),
     Private("asyncio.unix_events", "_UnixSelectorEventLoop._handle_signal", "signals"),
+    Private("asyncio.unix_events", "_UnixSelectorEventLoop._sock_sendfile_native", "sock_sendfile"),
     Private("asyncio.events", "_set_running_loop", "run_forever"),
     Private("asyncio.format_helpers", "_format_callback_source", "reports of exceptions"),
     Private("asyncio.format_helpers", "extract_stack", "debug mode"),

@@ -78,6 +78,7 @@ cdef class Op:
     cdef OpLink link
     cdef readonly int fd
     cdef readonly int opcode
+    cdef int fd_in               # of a splice; 0 for everything else
     cdef uint8_t sqe_flags
     cdef uint16_t ioprio
     cdef uint32_t length

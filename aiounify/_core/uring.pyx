@@ -87,6 +87,7 @@ cdef extern from "ring.h" nogil:
         uint32_t op_flags
         uint64_t user_data
         uint16_t buf_index
+        int splice_fd_in
 
     struct au_cqe:
         uint64_t user_data
@@ -694,6 +695,7 @@ cdef class UringReactor(Reactor):
         sqe.addr = op.address
         sqe.len = op.length
         sqe.op_flags = op.op_flags
+        sqe.splice_fd_in = op.fd_in
         sqe.user_data = <uint64_t><size_t><PyObject *>op
         return 0
 
