@@ -15,7 +15,7 @@ if sanitizers := os.environ.get("AIOUNIFY_SANITIZE"):  # "address,undefined": se
         os.environ[name] = f"{os.environ.get(name, '')} {flags}"
 CORE = ["scheduler", "reactor", "uring", "epoll", "address", "endpoint", "sock_calls"]
 CORE += ["transport", "socket_transport", "stream", "datagram", "pipe", "pipe_read", "pipe_write"]
-CORE += ["sendfile"]
+CORE += ["sendfile", "splice"]
 
 
 def headers(source: Path) -> set[str]:

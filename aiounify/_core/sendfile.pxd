@@ -25,6 +25,7 @@ cdef class Source:
 
     cdef int let_go(self) noexcept
     cdef int own(self) except -1
+    cdef int64_t within(self, int64_t size) noexcept
     cdef bint cold(self, int64_t size) noexcept
 
 

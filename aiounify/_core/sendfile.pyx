@@ -102,6 +102,15 @@ cdef enum:
     ALWAYS_COLD = 2          # nothing tells
 
 
+cdef int _probing = PROBE
+
+
+def distrust_memory(bint on):
+    """Take every file to be out of memory: for tests of what is done then."""
+    global _probing
+    _probing = ALWAYS_COLD if on else PROBE
+
+
 DONE = STEP_DONE
 BLOCKED = STEP_BLOCKED
 COLD = STEP_COLD
@@ -118,9 +127,10 @@ cdef int duplicate(int fd) except -1:
 cdef class Source:
     """A file from which bytes are taken in the loop's thread, if they are in memory."""
 
-    def __cinit__(self, int fd, int64_t offset, *args):
+    def __cinit__(self, int fd, offset, *args):
         self.fd = fd
-        self.offset = offset
+        self.offset = -1 if offset is None else offset
+        self.probing = _probing
 
     def __dealloc__(self):
         self.let_go()
@@ -146,6 +156,10 @@ cdef class Source:
             self.fd = duplicate(self.fd)
             self.owned = True
         return 0
+
+    cdef int64_t within(self, int64_t size) noexcept:
+        """What of so many bytes was just read ahead, or all if nothing was."""
+        return min(size, self.warm_until - self.offset) if self.offset < self.warm_until else size
 
     cdef bint cold(self, int64_t size) noexcept:
         """Whether the next bytes have to be waited for."""
@@ -235,6 +249,7 @@ cdef class Transfer(Source):
                 size = <size_t>self.left
                 if size == 0:
                     return STEP_DONE
+            size = self.within(size)
             if self.cold(size):
                 self.own()
                 return STEP_COLD
