@@ -39,3 +39,6 @@ cdef class Transfer(Source):
 
 cdef class ReadAhead(Op):
     cdef readonly int64_t end
+
+
+cdef int duplicate(int fd) except -1

@@ -50,12 +50,12 @@ from aiounify._core.sendfile cimport (
     STEP_TURN,
     TURN_NS,
     Source,
+    duplicate,
 )
 
 
 cdef extern from "<fcntl.h>" nogil:
     enum:
-        F_DUPFD_CLOEXEC
         F_GETFL
         F_SETPIPE_SZ
         O_APPEND
@@ -107,13 +107,6 @@ cdef int kind_of(int fd, str which) except -1:
             f"the {which} must be non-blocking: call setblocking(False) or os.set_blocking()"
         )
     return OTHER
-
-
-cdef int duplicate(int fd) except -1:
-    cdef int copy = fcntl(fd, F_DUPFD_CLOEXEC, 0)
-    if copy < 0:
-        raise OSError(errno, os.strerror(errno))
-    return copy
 
 
 cdef class Readiness(Op):
