@@ -325,8 +325,7 @@ class EventLoop(SocketCalls, SelectorEventLoop):  # type: ignore[misc]
         self, sock: socket.socket, file: Any, offset: int, count: int | None
     ) -> int:
         if not is_native_socket(sock):
-            sent: int = await super()._sock_sendfile_native(sock, file, offset, count)
-            return sent
+            return await super()._sock_sendfile_native(sock, file, offset, count)
         return await send_to_socket(self, sock, file, offset, count)
 
     # -- pipes --------------------------------------------------------------------

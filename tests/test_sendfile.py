@@ -81,9 +81,17 @@ class Peer(asyncio.Protocol):
 
     def connection_made(self, transport):
         self.transport = transport
+        self.event = asyncio.Event()
 
     def data_received(self, data):
         self.data += data
+        self.event.set()
+
+    async def received(self, data):
+        async with asyncio.timeout(HANG):
+            while self.data != data:
+                self.event.clear()
+                await self.event.wait()
 
     def connection_lost(self, exc):
         self.lost.set_result(exc)
@@ -176,9 +184,7 @@ async def test_what_the_peer_sends_meanwhile_comes_afterwards(file):
         assert not task.done()
         assert await receive(other, SIZE) == CONTENT
         assert await task == SIZE
-        async with asyncio.timeout(HANG):
-            while protocol.data != b"meanwhile":
-                await asyncio.sleep(0.001)
+        await protocol.received(b"meanwhile")
 
 
 async def test_many_at_once(path):
@@ -389,9 +395,7 @@ async def test_cancelled_under_a_slow_reader(file, through):
             other.send(b"and back")
         assert await receive(other, 4) == b"more"
         if through == "transport":
-            async with asyncio.timeout(HANG):
-                while protocol.data != b"and back":
-                    await asyncio.sleep(0.001)
+            await protocol.received(b"and back")
 
 
 steps = st.lists(
@@ -546,14 +550,21 @@ async def test_bad_arguments(path):
                 await loop.sock_sendfile(datagrams, file)
 
 
-async def test_file_whose_size_is_not_known():
+@pytest.fixture
+def version():
+    with Path("/proc/version").open("rb") as file:
+        yield file
+
+
+async def test_file_whose_size_is_not_known(version):
     """asyncio takes them to be empty."""
     loop = asyncio.get_running_loop()
-    with Path("/proc/version").open("rb") as file, pair() as (one, other):
-        sent = await loop.sock_sendfile(one, file)
+    with pair() as (one, other):
+        sent = await loop.sock_sendfile(one, version)
         one.close()
         got = await receive_all(other)
-        assert got == Path("/proc/version").read_bytes()
+        version.seek(0)
+        assert got == version.read()
         assert sent == len(got)
 
 

@@ -8,7 +8,6 @@ from aiounify._core.sendfile import Source
 
 WRITE: int
 
-@disjoint_base
 class Readiness(Op):
     def __new__(cls, fd: int, events: int) -> Readiness: ...
 

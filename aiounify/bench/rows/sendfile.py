@@ -30,7 +30,7 @@ def _connection() -> socket.socket:
     with theirs:
         child = subprocess.Popen(
             [sys.executable, "-S", "-c", _SINK],
-            stdin=theirs,
+            stdin=theirs.fileno(),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
@@ -55,7 +55,7 @@ class _Sender(asyncio.Protocol):
 
 
 def _file(size: int) -> IO[bytes]:
-    file = tempfile.TemporaryFile()
+    file = tempfile.TemporaryFile()  # noqa: SIM115 - open for as long as the process lives
     file.write(os.urandom(size))
     file.flush()
     _kept.append(file)
@@ -65,9 +65,7 @@ def _file(size: int) -> IO[bytes]:
 def _sendfile(size: int) -> Callable[[asyncio.AbstractEventLoop], Run]:
     def prepare(loop: asyncio.AbstractEventLoop) -> Run:
         file = _file(size)
-        transport, _ = loop.run_until_complete(
-            loop.create_connection(_Sender, sock=_connection())
-        )
+        transport, _ = loop.run_until_complete(loop.create_connection(_Sender, sock=_connection()))
 
         async def files(n: int) -> None:
             for _ in range(n):
