@@ -1,5 +1,7 @@
 """Files awaited through the kernel."""
 
+from aiounify.files import tempfile as tempfile
+from aiounify.files.path import Path as Path
 from aiounify.files.splicing import Pipe as Pipe
 from aiounify.files.splicing import splice as splice
 from aiounify.files.stdio import stderr as stderr

@@ -32,3 +32,23 @@ async def in_thread(function: Callable[[*_Args], _T], *args: *_Args) -> _T:
     """Call it in a thread.  Cancelling the wait leaves the call to finish."""
     result: _T = await running_loop().run_in_executor(None, function, *args)
     return result
+
+
+async def finished_in_thread(
+    function: Callable[[*_Args], _T], *args: *_Args, undo: Callable[[_T], object]
+) -> _T:
+    """in_thread() for what makes something: cancelling waits for the call, then undoes it."""
+    call: asyncio.Future[_T] = running_loop().run_in_executor(None, function, *args)
+    cancelled: asyncio.CancelledError | None = None
+    while not call.done():
+        try:
+            await asyncio.shield(call)
+        except asyncio.CancelledError as exc:
+            cancelled = exc
+        except BaseException:  # its own, which result() raises
+            break
+    if cancelled is None:
+        return call.result()
+    if not call.exception():
+        undo(call.result())
+    raise cancelled
