@@ -66,7 +66,8 @@ async def _taken_in_threads(make: Callable[[], Iterable[_T]]) -> AsyncIterator[_
 
 def _scan(directory: str, follow_symlinks: bool) -> tuple[list[str], list[str]]:
     """The names in a directory: (directories, everything else)."""
-    directories, others = [], []
+    directories: list[str] = []
+    others: list[str] = []
     with os.scandir(directory) as entries:
         for entry in entries:
             try:
