@@ -10,7 +10,7 @@ ARGS ?=
 bin := $(VENV)/bin
 python := $(bin)/python
 sources := setup.py $(wildcard aiounify/_core/*.pyx aiounify/_core/*.pxd aiounify/_core/*.h \
-	aiounify/bench/*.pyx aiounify/_kernel_build.py)
+	aiounify/bench/*.pyx aiounify/_kernel*_build.py)
 stubbed := $(subst /,.,$(basename $(wildcard aiounify/*.pyi aiounify/*/*.pyi)))
 
 .PHONY: help run test build lint conformance sanitize bench bench-report dist clean FORCE
@@ -54,7 +54,7 @@ dist: $(VENV)/.builder ## sdist and wheel, in dist/
 
 clean: ## remove everything that was made here
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
-	rm -f aiounify/*.so aiounify/_kernel.c
+	rm -f aiounify/*.so aiounify/_kernel.c aiounify/_kernel_files.c
 	rm -f $(patsubst %.pyx,%.c,$(wildcard aiounify/*/*.pyx)) aiounify/*/*.so
 	find . -name __pycache__ -not -path './.ci/venvs/*' -prune -exec rm -rf {} +
 

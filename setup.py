@@ -14,6 +14,7 @@ if sanitizers := os.environ.get("AIOUNIFY_SANITIZE"):  # "address,undefined": se
         flags = f"-fsanitize={sanitizers} -fno-sanitize-recover=all"
         os.environ[name] = f"{os.environ.get(name, '')} {flags}"
 CORE = ["scheduler", "reactor", "uring", "epoll", "address", "endpoint", "sock_calls"]
+CORE += ["file_op", "file_calls"]
 CORE += ["transport", "socket_transport", "stream", "datagram", "pipe", "pipe_read", "pipe_write"]
 CORE += ["sendfile", "splice"]
 
@@ -48,5 +49,8 @@ extensions = [
 
 setup(
     ext_modules=cythonize(extensions, language_level=3),
-    cffi_modules=["aiounify/_kernel_build.py:ffibuilder"],
+    cffi_modules=[
+        "aiounify/_kernel_build.py:ffibuilder",
+        "aiounify/_kernel_files_build.py:ffibuilder",
+    ],
 )

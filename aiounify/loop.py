@@ -77,6 +77,8 @@ class EventLoop(SocketCalls, SelectorEventLoop):  # type: ignore[misc]
     def __init__(self, backend: str | None = None) -> None:
         self._pid = os.getpid()
         self._pidfds: set[int] = set()
+        self._files: Any = None  # what aiounify.files keeps for this loop
+        self._at_close: list[Callable[[], object]] = []
         self._reactor = self._make_reactor(choose_backend(backend), forced=backend)
         self._attach(self._reactor)
         try:
@@ -204,6 +206,8 @@ class EventLoop(SocketCalls, SelectorEventLoop):  # type: ignore[misc]
         twice is allowed; RuntimeError while the loop runs.
         """
         super().close()
+        while self._at_close:
+            self._at_close.pop()()
         while self._pidfds:
             os.close(self._pidfds.pop())
 
