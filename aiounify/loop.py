@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import functools
 import os
 import signal
 import socket
@@ -37,7 +38,7 @@ from aiounify.backends import OPERATION_NAMES, choose_backend, explain_forced
 from aiounify.children import foreign_watcher, watch_child
 from aiounify.executor import submit
 from aiounify.pipes import NativeReadPipeTransport, NativeWritePipeTransport
-from aiounify.sendfile import send_through_transport, send_to_socket
+from aiounify.sendfile import read_and_write, send_through_transport, send_to_socket
 from aiounify.streams import is_datagram_socket, is_stream_socket
 
 if TYPE_CHECKING:
@@ -331,6 +332,18 @@ class EventLoop(SocketCalls, SelectorEventLoop):  # type: ignore[misc]
         if not is_native_socket(sock):
             return await super()._sock_sendfile_native(sock, file, offset, count)
         return await send_to_socket(self, sock, file, offset, count)
+
+    async def _sendfile_fallback(
+        self, transp: Any, file: Any, offset: int, count: int | None
+    ) -> int:
+        way = functools.partial(super()._sendfile_fallback, transp)
+        return await read_and_write(way, file, offset, count)
+
+    async def _sock_sendfile_fallback(
+        self, sock: socket.socket, file: Any, offset: int, count: int | None
+    ) -> int:
+        way = functools.partial(super()._sock_sendfile_fallback, sock)
+        return await read_and_write(way, file, offset, count)
 
     # -- pipes --------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import inspect
 import io
 import os
 from asyncio import exceptions
@@ -28,18 +29,28 @@ from aiounify._core.sendfile import COLD, DONE, TURN, ReadAhead, Source, Transfe
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Awaitable, Callable
 
     from aiounify.loop import EventLoop
 
 
-def _begin(file: Any, offset: int, count: int | None) -> Transfer:
+def _is_handle(file: Any) -> bool:
+    """Whether it is a handle of aiounify.files, whose methods are coroutines."""
+    return inspect.iscoroutinefunction(getattr(file, "seek", None))
+
+
+async def _begin(file: Any, offset: int, count: int | None) -> Transfer:
     try:
         fd = file.fileno()
+        if inspect.iscoroutine(fd):  # of a spooled file
+            fd = await fd
         sendable = is_sendable(fd)
     except (AttributeError, io.UnsupportedOperation, OSError) as exc:
         raise exceptions.SendfileNotAvailableError("not a regular file") from exc
     if not sendable:
         raise exceptions.SendfileNotAvailableError("not a regular file")
+    if _is_handle(file):
+        await file.flush()
     return Transfer(fd, offset, count)
 
 
@@ -76,7 +87,7 @@ async def _go_on(loop: EventLoop, sock: socket.socket, transfer: Transfer, state
         state = await loop._sendfile(sock, transfer)
 
 
-def _settle(file: Any, transfer: Transfer) -> None:
+async def _settle(file: Any, transfer: Transfer) -> None:
     """Leave the file behind what was sent."""
     transfer.close()
     if not transfer.sent:
@@ -85,6 +96,8 @@ def _settle(file: Any, transfer: Transfer) -> None:
     with contextlib.suppress(ValueError, OSError):
         if isinstance(file, io.IOBase):
             file.seek(transfer.offset)
+        elif _is_handle(file):
+            await file.seek(transfer.offset)
         else:
             os.lseek(file.fileno(), transfer.offset, os.SEEK_SET)
 
@@ -115,11 +128,11 @@ async def send_to_socket(
     if sock.gettimeout() is None:
         # sendfile(2) has no flag for it
         raise exceptions.SendfileNotAvailableError("the socket is a blocking one")
-    transfer = _begin(file, offset, count)
+    transfer = await _begin(file, offset, count)
     try:
         await _go_on(loop, sock, transfer, await loop._sendfile(sock, transfer))
     finally:
-        _settle(file, transfer)
+        await _settle(file, transfer)
     return _outcome(file, transfer)
 
 
@@ -144,7 +157,7 @@ async def send_through_transport(
     As send_to_socket().  As long as it waits nothing is read, and nothing can be written.
     ConnectionError if the transport is closed or lost meanwhile.
     """
-    transfer = _begin(file, offset, count)
+    transfer = await _begin(file, offset, count)
     try:
         waiter = transport._make_empty_waiter()
         try:
@@ -157,7 +170,39 @@ async def send_through_transport(
         finally:
             transport._reset_empty_waiter()
     finally:
-        _settle(file, transfer)
+        await _settle(file, transfer)
     if transfer.error and transport.is_closing():
         raise ConnectionAbortedError(errno.ECONNABORTED, "the transport was closed meanwhile")
     return _outcome(file, transfer)
+
+
+class _Copy(io.FileIO):
+    """Another descriptor of a handle's file, for code that reads it in threads.
+
+    Closed when the last of them has done with it, and so never under a thread's hands.
+    """
+
+    def __del__(self) -> None:
+        self.close()
+
+
+async def read_and_write(
+    fallback: Callable[[Any, int, int | None], Awaitable[int]],
+    file: Any,
+    offset: int,
+    count: int | None,
+) -> int:
+    """asyncio's fallback, also for the handles of aiounify.files."""
+    if not _is_handle(file):
+        return await fallback(file, offset, count)
+    fd = file.fileno()
+    if inspect.iscoroutine(fd):
+        fd = await fd
+    await file.flush()
+    copy = _Copy(os.dup(fd))
+    copy.seek(offset)
+    try:
+        return await fallback(copy, offset, count)
+    finally:
+        if (position := copy.tell()) != offset:
+            await file.seek(position)

@@ -14,8 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_transports import contexts, serving
 
+from aiounify import files
 from aiounify._core import sendfile
 from aiounify._core.sendfile import BLOCKED, COLD, DONE, TURN, ReadAhead, Transfer
+from aiounify.files import tempfile as tempfile_of_files
 
 HANG = 30
 SIZE = 3_000_000
@@ -590,6 +592,69 @@ async def test_blocking_socket_never_blocks_the_loop(file):
         task = asyncio.create_task(loop.sock_sendfile(one, file))
         assert await receive(other, SIZE) == CONTENT
         assert await task == SIZE
+
+
+@pytest.mark.parametrize("tls", [False, True])
+async def test_handle_of_files(tls, path):
+    """With what was written to it and not flushed, and its own position."""
+    loop = asyncio.get_running_loop()
+    server_side, client_side = contexts() if tls else (None, None)
+    accepted = []
+
+    def accept():
+        accepted.append(Peer())
+        return accepted[0]
+
+    server = await loop.create_server(accept, "127.0.0.1", 0, ssl=server_side)
+    async with serving(server) as address, files.open(path, "rb") as file:
+        transport, protocol = await loop.create_connection(Peer, *address, ssl=client_side)
+        assert await file.read(10) == CONTENT[:10]
+        assert await loop.sendfile(transport, file, 1000, 500_000) == 500_000
+        assert await file.tell() == 501_000
+        assert await file.read(10) == CONTENT[501_000:501_010]
+        async with tempfile_of_files.TemporaryFile() as written:
+            await written.write(b"not flushed")
+            assert await loop.sendfile(transport, written) == 11
+        async with tempfile_of_files.SpooledTemporaryFile() as spooled:
+            await spooled.write(b" in memory")
+            assert await loop.sendfile(transport, spooled) == 10
+        transport.close()
+        await protocol.lost
+        await accepted[0].lost
+        assert accepted[0].data == CONTENT[1000:501_000] + b"not flushed in memory"
+
+
+async def test_handle_of_files_to_a_socket(path):
+    loop = asyncio.get_running_loop()
+    async with files.open(path, "rb") as file:
+        with pair() as (one, other):
+            task = asyncio.create_task(loop.sock_sendfile(one, file, 7))
+            assert await receive(other, SIZE - 7) == CONTENT[7:]
+            assert await task == SIZE - 7
+            assert await file.tell() == SIZE
+            one.setblocking(True)  # by reading and writing
+            task = asyncio.create_task(loop.sock_sendfile(one, file, 9, 20_000))
+            assert await receive(other, 20_000) == CONTENT[9:20_009]
+            assert await task == 20_000
+            assert await file.tell() == 20_009
+
+
+@pytest.mark.parametrize("blocking", [False, True])
+async def test_handle_of_files_that_is_cancelled(path, blocking):
+    loop = asyncio.get_running_loop()
+    async with files.open(path, "rb") as file:
+        with pair() as (one, other):
+            one.setblocking(blocking)
+            task = asyncio.create_task(loop.sock_sendfile(one, file))
+            await turns(5)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            one.close()
+            got = await receive_all(other)
+            assert got == CONTENT[: len(got)]
+            if not blocking:
+                assert await file.tell() == len(got)
 
 
 async def test_tls(file):

@@ -6,6 +6,7 @@ chosen; what is read and written then goes the way of every other file.
 
 Rules:
 
+* `loop` and `executor` are taken because aiofiles has them; nothing depends on them.
 * All can be awaited or used with `async with`.  What was made when the awaiting task is cancelled
   is removed before the cancellation goes on.
 * A TemporaryFile has no name (O_TMPFILE, Linux 3.11; where the file system lacks it the name is
@@ -116,6 +117,8 @@ def TemporaryFile(  # noqa: N802 - tempfile's name
     dir: str | None = None,
     *,
     errors: str | None = None,
+    loop: object = None,
+    executor: object = None,
 ) -> _Making[Any, Any]:
     """A file without a name, which is gone once it is closed."""
     how = {"buffering": buffering, "encoding": encoding, "newline": newline, "errors": errors}
@@ -213,6 +216,8 @@ def NamedTemporaryFile(  # noqa: N802 - tempfile's name
     delete_on_close: bool = True,
     *,
     errors: str | None = None,
+    loop: object = None,
+    executor: object = None,
 ) -> _Making[NamedFile, NamedFile]:
     """A file with a name (`file.name`), which is removed when it is closed.
 
@@ -434,6 +439,8 @@ def SpooledTemporaryFile(  # noqa: N802 - tempfile's name
     dir: str | None = None,
     *,
     errors: str | None = None,
+    loop: object = None,
+    executor: object = None,
 ) -> _Making[SpooledFile, SpooledFile]:
     """A file in memory up to `max_size` bytes (0: without a limit), beyond it a TemporaryFile."""
     how = {"buffering": buffering, "encoding": encoding, "newline": newline, "errors": errors}
@@ -470,6 +477,9 @@ def TemporaryDirectory(  # noqa: N802 - tempfile's name
     prefix: str | None = None,
     dir: str | None = None,
     ignore_cleanup_errors: bool = False,
+    *,
+    loop: object = None,
+    executor: object = None,
 ) -> _Making[Directory, str]:
     """A directory that is removed at the end; `async with` gives its name."""
 
