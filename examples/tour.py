@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import aiounify
+from aiounify import files
 from aiounify.features import backend_line
 
 CLIENT = Path(__file__).with_name("tour_client.py")
@@ -98,6 +99,10 @@ class Mechanisms:
                 self.readiness = "EPOLL_WAIT in the ring"
             else:
                 self.readiness = "POLL_ADD in the ring, epoll_wait"
+        if backend == "epoll":
+            self.file = "fsync in a thread, eventfd"
+        else:
+            self.file = "FSYNC in the ring"
         self.thread = f"eventfd, {self.readiness}"
         self.signal = f"signal wakeup fd, {self.readiness}"
         if found["pidfd"].on:
@@ -283,6 +288,17 @@ async def dns_lookup(tour: Tour) -> Wakeup:
     cause = time.monotonic_ns()
     await tour.loop.getaddrinfo("localhost", 80, type=socket.SOCK_STREAM)
     return Wakeup("getaddrinfo in a thread, eventfd", time.monotonic_ns() - cause)
+
+
+@event("file", "the disk has what was written")
+async def file_synced(tour: Tour) -> Wakeup:
+    async with files.open(tour.folder / "file", "wb") as file:
+        await file.write(b"worth keeping")
+        await file.flush()
+        cause = time.monotonic_ns()
+        await file.fsync()
+        latency = time.monotonic_ns() - cause
+    return Wakeup(tour.by.file, latency)
 
 
 # -- the tour --------------------------------------------------------------------

@@ -26,6 +26,7 @@ KINDS = [
     "signal",
     "wake-up from a thread",
     "DNS lookup of localhost",
+    "file",
 ]
 
 
@@ -76,6 +77,7 @@ def test_tour(backend):
         on = aiounify.features()["uring_epoll_wait"].on
         assert mechanisms["TCP read"].startswith("EPOLL_WAIT" if on else "POLL_ADD")
         assert mechanisms["timer"] == "timeout of io_uring_enter"
+        assert mechanisms["file"] == "FSYNC in the ring"
     assert mechanisms["DNS lookup of localhost"].startswith("getaddrinfo in a thread")
 
 
