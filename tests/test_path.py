@@ -270,6 +270,26 @@ async def test_touch(tmp_path):
     assert (await path.stat()).st_mode & 0o777 == 0o640
 
 
+async def test_content(tmp_path):
+    path = Path(tmp_path) / "x"
+    assert await path.write_text("ä\nb\n", encoding="latin1", newline="\r\n") == 4
+    assert await path.read_bytes() == b"\xe4\r\nb\r\n"
+    assert await path.read_text("latin1") == "ä\nb\n"
+    assert await path.write_bytes(b"whole", atomic=True) == 5
+    assert await path.write_text("text", atomic=True) == 4
+    assert await path.read_text() == "text"
+    assert [each.name async for each in Path(tmp_path).iterdir()] == ["x"]
+    async with path.open("a") as file:
+        await file.write(" more")
+    file = await path.open("rb")
+    assert await file.read() == b"text more"
+    await file.close()
+    with pytest.raises(FileNotFoundError):
+        await (path.parent / "none").read_bytes()
+    with pytest.raises(IsADirectoryError):
+        await path.parent.write_bytes(b"")
+
+
 async def test_other_names(tmp_path):
     path = Path(tmp_path)
     await (path / "one").touch()

@@ -359,6 +359,25 @@ async def test_really_out_of_memory(path):
         assert await task == SIZE
 
 
+@pytest.mark.usefixtures("cold")
+@pytest.mark.parametrize("turn", range(3))
+def test_loop_closed_meanwhile(loop_factory, path, turn):
+    """Descriptors and memory of what the kernel still reads are given back by close()."""
+    loop = loop_factory()
+
+    async def begin(one, file):
+        task = asyncio.create_task(loop.sock_sendfile(one, file))
+        await turns(turn)
+        return task
+
+    with path.open("rb") as file, pair() as (one, _):
+        task = loop.run_until_complete(begin(one, file))
+        task._log_destroy_pending = False
+        loop.run_until_complete(loop.shutdown_default_executor())
+        loop.close()
+        del task
+
+
 def test_read_ahead_to_the_end(path):
     with path.open("rb") as file:
         reading = ReadAhead(file.fileno(), SIZE - 10)
