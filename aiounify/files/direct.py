@@ -79,7 +79,9 @@ class DirectFile(BinaryFile):
         filled = 0
         while filled < end - start:
             with memoryview(memory) as view:
-                n = await self._beside(readinto_op(self.fd, view[filled:], start + filled))
+                op = readinto_op(self.fd, view[filled:], start + filled)
+                op.direct = True
+                n = await self._beside(op)
             filled += n
             if n % align or not n:
                 break
@@ -131,9 +133,9 @@ class DirectFile(BinaryFile):
             done = 0
             while done < total:
                 with memoryview(memory) as view:
-                    n = await self._beside(
-                        writev_op(self.fd, [view[done:total]], offset + done)
-                    )
+                    op = writev_op(self.fd, [view[done:total]], offset + done)
+                    op.direct = True
+                    n = await self._beside(op)
                 done += n
                 if not n or n % self._align:
                     break

@@ -91,10 +91,9 @@ async def _replace(path: Any, view: memoryview) -> None:
     where = os.path.realpath(path)  # a symbolic link stays one, as when it is written through
     suffix = f".{secrets.token_hex(8)}.tmp"
     beside = where + (suffix if isinstance(where, str) else suffix.encode())
-    made = False
+    made = True  # also by an open that was cancelled
     try:
         async with open_file(beside, "xb", buffering=0) as file:
-            made = True
             try:
                 mode = (await statx_path(files, where)).mode & 0o7777
             except FileNotFoundError:
