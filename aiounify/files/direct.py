@@ -95,7 +95,7 @@ class DirectFile(BinaryFile):
         return data
 
     async def preadinto(self, buffer: Buffer, offset: int, /) -> int:
-        """One read at an aligned offset into an aligned buffer (aligned_buffer()), without a copy."""
+        """One read into aligned memory at an aligned offset, without a copy; see aligned_buffer()."""
         await self._alignment()
         return await super().preadinto(buffer, offset)
 

@@ -3,8 +3,8 @@
 Rules:
 
 * `chars` are decoded characters, `used` of them were handed out.  For each chunk of bytes that
-  stands in `chars` there is a mark: where it began in the file, with which state of the decoder, and
-  at which character.  tell() is computed from the last mark before the reader.
+  stands in `chars` there is a mark: where it began in the file, with which state of the decoder,
+  and at which character.  tell() is computed from the last mark before the reader.
 * A cookie of tell() is what io.TextIOWrapper would give: a byte offset where that is enough, else
   offset (64 bits), decoder state, bytes to feed and characters to skip (32 bits each).
 * Text that is written is encoded and handed to the binary handle at once.
@@ -15,7 +15,7 @@ from __future__ import annotations
 import codecs
 import io
 import os
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from aiounify._core.file_calls import TextBase
 
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Iterable
     from types import TracebackType
-
-    from typing_extensions import Self
 
     from aiounify.files.binary import BinaryFile
 
@@ -74,9 +72,7 @@ class TextFile(TextBase):
         self._newline = newline
         self._translates = newline is None
         self._universal = not newline
-        self._written_end = {"": None, "\n": None, None: None if os.linesep == "\n" else os.linesep}.get(
-            newline, newline
-        )
+        self._written_end = newline if newline in ("\r", "\r\n") else None
         self._info = info
         self._decoder: Any = None
         self._encoder: Any = None

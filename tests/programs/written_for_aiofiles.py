@@ -19,7 +19,7 @@ from aiofiles import ospath  # noqa: E402
 async def readme(directory: str) -> None:
     async with aiofiles.open(f"{directory}/filename", mode="w") as f:
         await f.write("Contents..")
-    async with aiofiles.open(f"{directory}/filename", mode="r") as f:
+    async with aiofiles.open(f"{directory}/filename") as f:
         contents = await f.read()
     assert contents == "Contents.."
     async with aiofiles.open(f"{directory}/filename") as f:
