@@ -14,7 +14,7 @@ if sanitizers := os.environ.get("AIOUNIFY_SANITIZE"):  # "address,undefined": se
         flags = f"-fsanitize={sanitizers} -fno-sanitize-recover=all"
         os.environ[name] = f"{os.environ.get(name, '')} {flags}"
 CORE = ["scheduler", "reactor", "uring", "epoll", "address", "endpoint", "sock_calls"]
-CORE += ["file_op", "file_calls"]
+CORE += ["file_op", "file_aio", "file_calls"]
 CORE += ["transport", "socket_transport", "stream", "datagram", "pipe", "pipe_read", "pipe_write"]
 CORE += ["sendfile", "splice"]
 

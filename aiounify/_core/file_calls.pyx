@@ -181,7 +181,7 @@ cdef class FileService:
         self.owner._check_closed()
         waiter = self.owner.create_future()
         op.waiter = waiter
-        if op.opcode in self.ops or (op.polled and op.readiness and not self.uses_ring):
+        if op.opcode in self.ops or (op.polled and op.readiness):
             self.owner.reactor.submit(op)
         else:
             self.in_thread(op)

@@ -24,6 +24,7 @@ cdef class FileOp(Op):
     cdef Buffer view          # view.obj: exported until the operation has ended
     cdef iovec *vectors
     cdef list views              # of the vectors
+    cdef public bint direct      # of O_DIRECT
     cdef readonly bint polled    # not a regular file: may wait for ever
 
     cdef int release(self) except -1

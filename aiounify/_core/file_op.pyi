@@ -9,6 +9,7 @@ from aiounify._core.reactor import Op
 class FileOp(Op):
     @property
     def polled(self) -> bool: ...
+    direct: bool
     waiter: asyncio.Future[Any] | None
     def __init__(
         self,

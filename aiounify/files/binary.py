@@ -23,7 +23,7 @@ import io
 import os
 import select
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from aiounify._core.file_calls import BinaryBase, FileService
 from aiounify._core.file_op import (
@@ -44,13 +44,16 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterable, Sequence
     from types import TracebackType
 
-    from typing_extensions import Buffer, Self
+    from typing_extensions import Buffer
 
 # bytes that may be unwritten before write() waits
 _BEHIND = 1 << 20
 # a read of "all that is left" begins with this where the size is not known
 _UNKNOWN = 65536
 _PIECE = 1 << 30
+# the builtin's messages, of handles with a buffer and without
+_NOT_READABLE = ("not readable", "File not open for reading")
+_NOT_WRITABLE = ("not writable", "File not open for writing")
 _FSYNC, _CLOSE, _FTRUNCATE = 3, 19, 55
 
 
@@ -134,12 +137,12 @@ class BinaryFile(BinaryBase, FileLocks):
     def _check_read(self) -> None:
         self._check_open()
         if not self.can_read:
-            raise io.UnsupportedOperation("not readable" if not self.raw else "File not open for reading")
+            raise io.UnsupportedOperation(_NOT_READABLE[self.raw])
 
     def _check_write(self) -> None:
         self._check_open()
         if not self.can_write:
-            raise io.UnsupportedOperation("not writable" if not self.raw else "File not open for writing")
+            raise io.UnsupportedOperation(_NOT_WRITABLE[self.raw])
 
     def _check_seek(self) -> None:
         self._check_open()
@@ -499,7 +502,7 @@ class BinaryFile(BinaryBase, FileLocks):
         if result > 0:
             self._moved(result)
             skip += result
-        if result == -errno.EINTR or 0 < result and skip < total:
+        if result == -errno.EINTR or (result > 0 and skip < total):
             self._submit(chunks, skip)
             return
         if result <= 0:

@@ -79,7 +79,9 @@ class DirectFile(BinaryFile):
         filled = 0
         while filled < end - start:
             with memoryview(memory) as view:
-                n = await self._beside(readinto_op(self.fd, view[filled:], start + filled))
+                op = readinto_op(self.fd, view[filled:], start + filled)
+                op.direct = True
+                n = await self._beside(op)
             filled += n
             if n % align or not n:
                 break
@@ -93,7 +95,7 @@ class DirectFile(BinaryFile):
         return data
 
     async def preadinto(self, buffer: Buffer, offset: int, /) -> int:
-        """One read at an aligned offset into an aligned buffer (aligned_buffer()), without a copy."""
+        """One read into aligned memory at an aligned offset, without a copy; see aligned_buffer()."""
         await self._alignment()
         return await super().preadinto(buffer, offset)
 
@@ -131,9 +133,9 @@ class DirectFile(BinaryFile):
             done = 0
             while done < total:
                 with memoryview(memory) as view:
-                    n = await self._beside(
-                        writev_op(self.fd, [view[done:total]], offset + done)
-                    )
+                    op = writev_op(self.fd, [view[done:total]], offset + done)
+                    op.direct = True
+                    n = await self._beside(op)
                 done += n
                 if not n or n % self._align:
                     break

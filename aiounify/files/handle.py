@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiounify._core.file_op import open_op
 from aiounify.files.binary import BinaryFile
-from aiounify.files.operation import checked, failure, perform, service
+from aiounify.files.operation import failure, perform, service
 from aiounify.files.text import TextFile
 from aiounify.files.threads import finished_in_thread
 
@@ -72,7 +72,7 @@ class Opening:
         await self._file.close()
 
 
-def open(  # noqa: A001 - the builtin's name, as in aiofiles
+def open(
     file: Any,
     mode: str = "r",
     buffering: int = -1,
@@ -93,9 +93,7 @@ def open(  # noqa: A001 - the builtin's name, as in aiofiles
     Cancelling leaves no descriptor behind.  OSError with errno and filename; RuntimeError under
     another event loop.  open(2), openat2(2).
     """
-    return Opening(
-        _open(file, mode, buffering, encoding, errors, newline, closefd, opener, direct)
-    )
+    return Opening(_open(file, mode, buffering, encoding, errors, newline, closefd, opener, direct))
 
 
 def _flags(mode: str) -> tuple[int, bool, bool]:
@@ -138,7 +136,8 @@ async def _open(
     flags, reads, writes = _flags(mode)
     text = "b" not in mode
     if not text:
-        for value, what in ((encoding, "an encoding"), (errors, "an errors"), (newline, "a newline")):
+        given = {"an encoding": encoding, "an errors": errors, "a newline": newline}
+        for what, value in given.items():
             if value is not None:
                 raise ValueError(f"binary mode doesn't take {what} argument")
     elif newline is not None and newline not in ("", "\n", "\r", "\r\n"):
@@ -149,7 +148,7 @@ async def _open(
         raise ValueError("can't have unbuffered text I/O")
     if direct:
         if text or buffering > 0:
-            raise ValueError("direct=True is for binary files without a buffer: mode 'rb', 'r+b' ...")
+            raise ValueError("direct=True is for binary files without a buffer: 'rb', 'r+b' ...")
         flags |= os.O_DIRECT
         buffering = 0
     if text:
@@ -277,4 +276,4 @@ async def _is_fifo(files: FileService, path: Any) -> bool:
     return stat.S_ISFIFO((await statx_path(files, path)).mode)
 
 
-__all__ = ["Opening", "checked", "open", "open_descriptor"]
+__all__ = ["Opening", "open", "open_descriptor"]

@@ -5,8 +5,8 @@ right under cancellation.  A cancelled operation is asked to end and then awaite
 knows whether it still happened.  `undo` is called with its result if it did.
 
 On the ring everything the kernel knows is submitted.  On epoll, and for operations that an older
-kernel's ring has not, a thread of a small pool makes the same system call; what can be polled
-(pipes, terminals) waits for readiness.
+kernel's ring has not, a thread of a small pool makes the same system call.  What can be polled
+(pipes, terminals) waits for readiness, and O_DIRECT goes through kernel AIO.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+from aiounify._core.file_aio import AioContext
 from aiounify._core.file_calls import FileService
 from aiounify.executor import submit
 from aiounify.files.threads import running_loop
@@ -32,13 +33,30 @@ _THREADS = 8
 
 
 class _Pool:
-    """The threads of one loop, started when the first operation needs one."""
+    """What serves a loop beside the ring: kernel AIO for O_DIRECT, and threads.
+
+    Each is begun when the first operation needs it.
+    """
 
     def __init__(self, loop: EventLoop) -> None:
         self._loop = loop
         self._threads: ThreadPoolExecutor | None = None
+        self._aio: AioContext | None = None
+        self._no_aio = False
+
+    def _by_aio(self, op: FileOp) -> bool:
+        if self._aio is None and not self._no_aio:
+            try:
+                self._aio = AioContext()
+            except OSError:
+                self._no_aio = True
+            else:
+                self._loop._add_reader(self._aio.fileno(), self._aio.reap)
+        return self._aio is not None and self._aio.submit(op)
 
     def __call__(self, op: FileOp) -> None:
+        if op.direct and self._by_aio(op):
+            return
         if self._threads is None:
             self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="aiounify-files")
         if submit(self._loop, self._threads, self._work, (op,)) is None:
@@ -55,6 +73,8 @@ class _Pool:
     def close(self) -> None:
         if self._threads is not None:
             self._threads.shutdown(wait=False)
+        if self._aio is not None:
+            self._aio.close()
 
 
 def service() -> FileService:

@@ -1,16 +1,15 @@
-"""The functions of `os` that touch the file system, awaited; the names and arguments of aiofiles.os.
+"""The functions of `os` that touch the file system, awaited, as aiofiles.os names them.
 
-What the kernel's ring knows is submitted to it: stat, rename, unlink, mkdir, links.  The rest (listing
-directories, access, readlink, statvfs) is made in a thread.  stat of a path that is in the kernel's
+What the kernel's ring knows is submitted to it: stat, rename, unlink, mkdir, links.  The rest
+(listing directories, access, readlink, statvfs) is made in a thread.  stat of a path that is in the kernel's
 caches is answered without suspending the task.  sendfile() is os.sendfile in a thread, as in
 aiofiles; loop.sendfile() is the better one.
 """
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import os as _os
-import stat as _stat
 from typing import TYPE_CHECKING, Any
 
 from aiounify._core.file_op import path_op
@@ -105,9 +104,7 @@ async def _stat_at(path: Any, dir_fd: int, follow: bool) -> _os.stat_result:
     return as_stat_result(await statx_path(service(), path, dir_fd=dir_fd, follow=follow))
 
 
-async def statx(
-    path: Any, *, dir_fd: int | None = None, follow_symlinks: bool = True
-) -> Statx:
+async def statx(path: Any, *, dir_fd: int | None = None, follow_symlinks: bool = True) -> Statx:
     """What stat() has no room for: time of birth, mount id, alignment of direct I/O.  statx(2)."""
     if isinstance(path, int):
         return await statx_of(service(), path)
@@ -162,10 +159,8 @@ async def makedirs(name: Any, mode: int = 0o777, exist_ok: bool = False) -> None
     if not tail:
         head, tail = _os.path.split(head)
     if head and tail and not await path.exists(head):
-        try:
+        with contextlib.suppress(FileExistsError):
             await makedirs(head, exist_ok=exist_ok)
-        except FileExistsError:
-            pass
         dot = b"." if isinstance(tail, bytes) else "."
         if tail == dot:
             return
@@ -198,10 +193,8 @@ async def renames(old: Any, new: Any) -> None:
     await rename(old, new)
     head, tail = _os.path.split(old)
     if head and tail:
-        try:
+        with contextlib.suppress(OSError):
             await removedirs(head)
-        except OSError:
-            pass
 
 
 async def link(
@@ -213,9 +206,9 @@ async def link(
     follow_symlinks: bool = True,
 ) -> None:
     """os.link(); linkat(2)."""
-    flags = 0 if follow_symlinks is True and src_dir_fd is None else 0
-    if follow_symlinks and _os.link in _os.supports_follow_symlinks and src_dir_fd is not None:
-        flags = _AT_SYMLINK_FOLLOW
+    # os.link() without directories is link(2), which does not follow on Linux
+    relative = src_dir_fd is not None or dst_dir_fd is not None
+    flags = _AT_SYMLINK_FOLLOW if follow_symlinks and relative else 0
     op = path_op(_LINK, _at(src_dir_fd), _encode(src), _at(dst_dir_fd), flags, _encode(dst))
     await checked(service(), op, src, dst)
 
@@ -290,7 +283,7 @@ async def walk(
         return
     if topdown:
         yield top, directories, others
-        into = [_os.path.join(top, name) for name in directories]
+        into = [_os.path.join(top, name) for name in directories]  # noqa: PTH118 - may be bytes
     for child in into:
         if followlinks or not topdown or not await path.islink(child):
             async for found in walk(child, topdown, onerror, followlinks):
@@ -325,4 +318,4 @@ async def sendfile(out_fd: int, in_fd: int, offset: int | None, count: int) -> i
 
 async def getcwd() -> str:
     """os.getcwd()."""
-    return _os.getcwd()
+    return _os.getcwd()  # noqa: PTH109 - the same function

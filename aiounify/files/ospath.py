@@ -101,12 +101,12 @@ async def samefile(f1: Any, f2: Any) -> bool:
 
 async def sameopenfile(fp1: int, fp2: int) -> bool:
     """Whether two descriptors are of one file."""
-    return _os.path.sameopenfile(fp1, fp2)
+    return await in_thread(_os.path.sameopenfile, fp1, fp2)
 
 
 async def abspath(path: Any) -> Any:
     """The path from the root."""
-    return _os.path.abspath(path)
+    return _os.path.abspath(path)  # noqa: ASYNC240, PTH100 - only looks at the name
 
 
 async def realpath(path: Any) -> Any:

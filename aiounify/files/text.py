@@ -3,10 +3,10 @@
 Rules:
 
 * `chars` are decoded characters, `used` of them were handed out.  For each chunk of bytes that
-  stands in `chars` there is a mark: where it began in the file, with which state of the decoder, and
-  at which character.  tell() is computed from the last mark before the reader.
+  stands in `chars` there is a mark: where it began in the file, with which state of the decoder,
+  and at which character.  tell() is computed from the last mark before the reader.
 * A cookie of tell() is what io.TextIOWrapper would give: a byte offset where that is enough, else
-  offset, decoder state, bytes to feed and characters to skip, 64 bits each.
+  offset (64 bits), decoder state, bytes to feed and characters to skip (32 bits each).
 * Text that is written is encoded and handed to the binary handle at once.
 """
 
@@ -15,7 +15,7 @@ from __future__ import annotations
 import codecs
 import io
 import os
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from aiounify._core.file_calls import TextBase
 
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Iterable
     from types import TracebackType
-
-    from typing_extensions import Self
 
     from aiounify.files.binary import BinaryFile
 
@@ -74,9 +72,7 @@ class TextFile(TextBase):
         self._newline = newline
         self._translates = newline is None
         self._universal = not newline
-        self._written_end = {"": None, "\n": None, None: None if os.linesep == "\n" else os.linesep}.get(
-            newline, newline
-        )
+        self._written_end = newline if newline in ("\r", "\r\n") else None
         self._info = info
         self._decoder: Any = None
         self._encoder: Any = None
@@ -307,15 +303,15 @@ class TextFile(TextBase):
         await self._enter()
         try:
             position = await self.buffer.tell()
-            if not self.chars or self.used == len(self.chars) and not self._pending():
+            if not self._marks:
                 return position
+            if self.used == len(self.chars):
+                pending, flags = self._decoder.getstate()
+                if not pending and not (self._universal and flags & 1):
+                    return position | flags << 64
             return self._cookie(position)
         finally:
             self._let_go()
-
-    def _pending(self) -> bool:
-        pending, flags = self._decoder.getstate()
-        return bool(pending or flags & 1)
 
     def _cookie(self, position: int) -> int:
         mark = None
@@ -340,11 +336,11 @@ class TextFile(TextBase):
                 low = middle + 1
         count = decoded(low)
         pending, flags = decoder.getstate()
-        if count == skip and not pending and not flags:
-            return mark.offset + low
+        if count == skip and not pending:
+            return mark.offset + low | flags << 64
         start = mark.offset - len(mark.pending)
         feed = low + len(mark.pending)
-        return start | mark.flags << 64 | feed << 128 | skip << 192
+        return start | mark.flags << 64 | feed << 96 | skip << 128
 
     async def seek(self, cookie: int, whence: int = os.SEEK_SET, /) -> int:
         """Move to a place that tell() gave, to the start (0), or to the end (0, SEEK_END)."""
@@ -367,16 +363,16 @@ class TextFile(TextBase):
             self._let_go()
 
     async def _seek(self, cookie: int, whence: int) -> int:
-        mask = (1 << 64) - 1
-        start, flags = cookie & mask, cookie >> 64 & mask
-        feed, skip = cookie >> 128 & mask, cookie >> 192 & mask
+        mask = (1 << 32) - 1
+        start, flags = cookie & (1 << 64) - 1, cookie >> 64 & mask
+        feed, skip = cookie >> 96 & mask, cookie >> 128 & mask
         if whence == os.SEEK_END:
             cookie = start = await self.buffer.seek(0, os.SEEK_END)
         else:
             await self.buffer.seek(start)
         self._forget()
         if self._decoder is not None:
-            if flags:
+            if start or flags:
                 self._decoder.setstate((b"", flags))
             else:
                 self._decoder.reset()

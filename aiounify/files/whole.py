@@ -14,6 +14,7 @@ import secrets
 from io import IncrementalNewlineDecoder
 from typing import TYPE_CHECKING, Any
 
+from aiounify._core.file_op import FileOp
 from aiounify.files.handle import open as open_file
 from aiounify.files.operation import checked, service
 from aiounify.files.status import statx_path
@@ -88,13 +89,14 @@ async def _replace(path: Any, view: memoryview) -> None:
     from aiounify.files import os as kernel
 
     files = service()
-    where = os.path.realpath(path)  # a symbolic link stays one, as when it is written through
+    where = await kernel.path.realpath(
+        path
+    )  # a symbolic link stays one, as when it is written through
     suffix = f".{secrets.token_hex(8)}.tmp"
     beside = where + (suffix if isinstance(where, str) else suffix.encode())
-    made = False
+    made = True  # also by an open that was cancelled
     try:
         async with open_file(beside, "xb", buffering=0) as file:
-            made = True
             try:
                 mode = (await statx_path(files, where)).mode & 0o7777
             except FileNotFoundError:
@@ -108,12 +110,11 @@ async def _replace(path: Any, view: memoryview) -> None:
     finally:
         if made:
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(beside)  # not awaited: the task may be cancelled
-    directory = os.path.dirname(where) or (b"." if isinstance(where, bytes) else ".")
+                # not awaited: the task may be cancelled
+                os.unlink(beside)  # noqa: PTH108 - may be bytes
+    directory = os.path.dirname(where)  # noqa: PTH120 - may be bytes
     fd = await kernel.open_descriptor(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        from aiounify._core.file_op import FileOp
-
         await checked(files, FileOp(3, fd, 0, 0, 0), directory)
     finally:
         os.close(fd)
