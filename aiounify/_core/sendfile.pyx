@@ -242,7 +242,7 @@ cdef class Transfer(Source):
     """What is left of a file to be sent to one socket."""
 
     def __cinit__(self, int fd, int64_t offset, count):
-        self.left = -1 if count is None else count
+        self.left = -1 if count is None else min(count, 1 << 62)
 
     cdef int go(self, int out) except -1:
         """Send until the socket blocks, the file is not in memory or the time is over."""

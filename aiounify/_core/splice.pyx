@@ -237,7 +237,7 @@ cdef class Splice(Source):
         self.source_kind, self.target_kind = source, target
         self.offset = offset
         self.out_offset = out_offset
-        self.left = -1 if count is None else count
+        self.left = -1 if count is None else min(count, 1 << 62)
         self.fd = duplicate(fd)
         self.owned = True
         self.out = duplicate(out)
