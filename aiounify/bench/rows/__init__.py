@@ -11,6 +11,7 @@ from aiounify.bench.rows import (
     connect,
     datagrams,
     echo,
+    files,
     http,
     idle,
     imports,
@@ -49,6 +50,7 @@ _ALL: tuple[Row, ...] = (
     *timers.LATENESS_ROWS,
     *imports.ROWS,
     *pipes.ROWS,
+    *files.ROWS,
     *echo.ROWS,
     *connect.ROWS,
     *datagrams.ROWS,
@@ -72,9 +74,11 @@ _ECHO = (
     "unix-streams-1k-x100",
 )
 
-#: What is measured without a name.
+#: What is measured without a name: of the loop, so not the libraries for files.
 DEFAULT: tuple[str, ...] = tuple(
-    row.name for row in _ALL if "echo" not in row.groups or row.name in _ECHO
+    row.name
+    for row in _ALL
+    if "files" not in row.groups and ("echo" not in row.groups or row.name in _ECHO)
 )
 
 ROWS: dict[str, Row] = {row.name: row for row in _ALL}
