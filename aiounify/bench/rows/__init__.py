@@ -74,11 +74,14 @@ _ECHO = (
     "unix-streams-1k-x100",
 )
 
-#: What is measured without a name: of the loop, so not the libraries for files.
+# Of the rows of files, which compare libraries rather than loops.
+_FILES = ("file-page-x64", "file-4k-x64")
+
+#: What is measured without a name.
 DEFAULT: tuple[str, ...] = tuple(
     row.name
     for row in _ALL
-    if "files" not in row.groups and ("echo" not in row.groups or row.name in _ECHO)
+    if {"echo", "files"}.isdisjoint(row.groups) or row.name in _ECHO or row.name in _FILES
 )
 
 ROWS: dict[str, Row] = {row.name: row for row in _ALL}
