@@ -109,9 +109,9 @@ async def test_proc_file_of_size_zero(kernel: str) -> None:
 
 TEXTS = [
     "é" * 200_001,
-    "\r\n".join(f"{i} ünï🙂" for i in range(30_000)),
+    "\r\n".join(f"{i} ünï🙂" for i in range(9_000)),
     "a" * 70_000 + "\r\n" + "b" * 300_000 + "\n" + "c" * 65_535 + "\r" + "\nlast",
-    "\r" * 70_000 + "\n",
+    "\r" * 3_000 + "\n",
     "",
     "\n",
     "no end",
@@ -746,7 +746,7 @@ async def test_cancelled_atomic_write_leaves_the_old_file(tmp_path: Path, kernel
 
 async def test_calls_can_be_tasks(tmp_path: Path) -> None:
     write(tmp_path / "f", b"data\n")
-    task = asyncio.create_task(files.read_bytes(tmp_path / "f"))  # type: ignore[arg-type]
+    task = asyncio.create_task(files.read_bytes(tmp_path / "f"))
     assert await task == b"data\n"
     async with asyncio.timeout(5), files.open(tmp_path / "f", "rb") as f:
         assert await asyncio.create_task(f.read(4)) == b"data"

@@ -1,5 +1,8 @@
+from typing_extensions import disjoint_base
+
 from aiounify._core.file_op import FileOp
 
+@disjoint_base
 class AioContext:
     def __init__(self, entries: int = 256) -> None: ...
     def fileno(self) -> int: ...

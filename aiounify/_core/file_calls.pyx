@@ -606,9 +606,13 @@ cdef class BinaryBase(Guarded):
         cdef Py_ssize_t n, have = self.end - self.at
         cdef ssize_t got
         cdef PyObject *out
-        if wanted is None or type(wanted) is not int:
+        if wanted is None:
+            return self.try_rest()
+        if type(wanted) is not int:
             return MISS
         n = wanted
+        if n == -1:
+            return self.try_rest()
         if n < 0 or self.held or self.shut or self.dirty or not self.can_read:
             return MISS
         if n <= have and n:
@@ -634,6 +638,28 @@ cdef class BinaryBase(Guarded):
         if got >= 0 and (have + got >= n or not got):
             return self.cut(min(n, have + got))
         return MISS
+
+    cdef object try_rest(self):
+        """All that is left, if it is not much and nothing of it is in the buffer."""
+        cdef int64_t left
+        cdef ssize_t got
+        cdef PyObject *out
+        if self.end != self.at or not self.free():
+            return MISS
+        left = regular_size(self.fd) - self.position
+        if left <= 0 or left > WHOLE_MAX:
+            return MISS
+        # one byte more than there should be: less than that is the end of the file
+        out = bytes_new(NULL, left + 1)
+        got = self.inline_read(bytes_data(out), left + 1, self.position)
+        if got != left:
+            Py_DECREF(out)
+            return MISS
+        self.position += got
+        _PyBytes_Resize(&out, got)
+        found = <object>out
+        Py_DECREF(out)
+        return found
 
     cdef object try_pread(self, object wanted, object where):
         cdef Py_ssize_t n

@@ -2,10 +2,11 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from typing_extensions import Buffer
+from typing_extensions import Buffer, disjoint_base
 
 from aiounify._core.reactor import Op
 
+@disjoint_base
 class FileOp(Op):
     @property
     def polled(self) -> bool: ...

@@ -10,7 +10,7 @@ their memory need not be.
 from __future__ import annotations
 
 import mmap
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aiounify._core.file_op import readinto_op, writev_op
 from aiounify.files.binary import BinaryFile
@@ -18,7 +18,7 @@ from aiounify.files.operation import perform
 from aiounify.files.status import statx_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Coroutine, Sequence
 
     from typing_extensions import Buffer
 
@@ -57,11 +57,11 @@ class DirectFile(BinaryFile):
         if len(self._spare) < _KEPT:
             self._spare.append(memory)
 
-    def read(self, size: int | None = -1, /):  # type: ignore[no-untyped-def,override]
+    def read(self, size: int | None = -1, /) -> Coroutine[Any, Any, bytes]:
         """As of other files without a buffer."""
         return self._slow_read(size)
 
-    def pread(self, size: int, offset: int, /):  # type: ignore[no-untyped-def,override]
+    def pread(self, size: int, offset: int, /) -> Coroutine[Any, Any, bytes]:
         """Read up to `size` bytes at any offset."""
         return self._slow_pread(size, offset)
 
@@ -95,7 +95,7 @@ class DirectFile(BinaryFile):
         return data
 
     async def preadinto(self, buffer: Buffer, offset: int, /) -> int:
-        """One read into aligned memory at an aligned offset, without a copy; see aligned_buffer()."""
+        """One read into aligned memory (aligned_buffer()) at an aligned offset."""
         await self._alignment()
         return await super().preadinto(buffer, offset)
 

@@ -1,9 +1,9 @@
 """The functions of `os` that touch the file system, awaited, as aiofiles.os names them.
 
 What the kernel's ring knows is submitted to it: stat, rename, unlink, mkdir, links.  The rest
-(listing directories, access, readlink, statvfs) is made in a thread.  stat of a path that is in the kernel's
-caches is answered without suspending the task.  sendfile() is os.sendfile in a thread, as in
-aiofiles; loop.sendfile() is the better one.
+(listing directories, access, readlink, statvfs) is made in a thread.  stat of a path that is in
+the kernel's caches is answered without suspending the task.  sendfile() is os.sendfile in a
+thread, as in aiofiles; loop.sendfile() is the better one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from aiounify.files.status import Statx, as_stat_result, statx_of, statx_path
 from aiounify.files.threads import in_thread
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Callable, Coroutine
 
 _AT_FDCWD = -100
 _AT_REMOVEDIR = 0x200
@@ -73,7 +73,7 @@ async def _call(op: int, name: Any, dir_fd: int | None, length: int, flags: int 
 
 def stat(
     path: Any, *, dir_fd: int | None = None, follow_symlinks: bool = True
-) -> Awaitable[_os.stat_result]:
+) -> Coroutine[Any, Any, _os.stat_result]:
     """os.stat(): of a path or a descriptor.  OSError with errno and filename; statx(2)."""
     if isinstance(path, int):
         return fstat(path)
@@ -82,7 +82,7 @@ def stat(
     return service().stat(path, _stat_follow if follow_symlinks else _stat_link, follow_symlinks)
 
 
-def lstat(path: Any, *, dir_fd: int | None = None) -> Awaitable[_os.stat_result]:
+def lstat(path: Any, *, dir_fd: int | None = None) -> Coroutine[Any, Any, _os.stat_result]:
     """stat() of a symbolic link itself."""
     return stat(path, dir_fd=dir_fd, follow_symlinks=False)
 
@@ -293,7 +293,9 @@ async def walk(
 
 
 def _listed(top: Any, topdown: bool, followlinks: bool) -> tuple[list[Any], list[Any], list[Any]]:
-    directories, others, into = [], [], []
+    directories: list[Any] = []
+    others: list[Any] = []
+    into: list[Any] = []
     with _os.scandir(top) as entries:
         for entry in entries:
             try:
@@ -313,7 +315,7 @@ async def statvfs(path: Any) -> _os.statvfs_result:
 
 async def sendfile(out_fd: int, in_fd: int, offset: int | None, count: int) -> int:
     """os.sendfile(), in a thread, as aiofiles has it."""
-    return await in_thread(_os.sendfile, out_fd, in_fd, offset, count)  # type: ignore[arg-type]
+    return await in_thread(_os.sendfile, out_fd, in_fd, offset, count)
 
 
 async def getcwd() -> str:

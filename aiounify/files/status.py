@@ -43,7 +43,7 @@ def _ns(time: Any) -> int:
 
 
 def _statx(space: bytearray) -> Statx:
-    x = ffi.cast("struct statx *", ffi.from_buffer(space))
+    x: Any = ffi.cast("struct statx *", ffi.from_buffer(space))
     has = x.stx_mask
     direct = has & lib.STATX_DIOALIGN and x.stx_dio_offset_align
     return Statx(

@@ -84,7 +84,7 @@ class TextFile(TextBase):
             self.ready = True
 
     def _make_decoder(self) -> Any:
-        decoder: Any = self._info.incrementaldecoder(self.errors)  # type: ignore[misc]
+        decoder: Any = self._info.incrementaldecoder(self.errors)
         if self._universal:
             decoder = io.IncrementalNewlineDecoder(decoder, self._translates)
         return decoder
@@ -187,7 +187,7 @@ class TextFile(TextBase):
                 if self.buffer.dirty:
                     await self.buffer.flush()
                 data = await self.buffer.read(-1)
-                text = self.chars[self.used :] + self._decoder.decode(data, True)
+                text: str = self.chars[self.used :] + self._decoder.decode(data, True)
                 self._forget()
                 return text
             while len(self.chars) - self.used < size and await self._more():
@@ -253,7 +253,7 @@ class TextFile(TextBase):
 
     def _encode(self, text: str) -> bytes:
         if self._encoder is None:
-            self._encoder = self._info.incrementalencoder(self.errors)  # type: ignore[misc]
+            self._encoder = self._info.incrementalencoder(self.errors)
             behind = self.buffer.position - self.buffer._have()
             if self.buffer.regular and (behind or self.buffer._gathered or self.buffer._flight):
                 self._encoder.setstate(0)  # no byte order mark in the middle
@@ -308,7 +308,7 @@ class TextFile(TextBase):
             if self.used == len(self.chars):
                 pending, flags = self._decoder.getstate()
                 if not pending and not (self._universal and flags & 1):
-                    return position | flags << 64
+                    return position | int(flags) << 64
             return self._cookie(position)
         finally:
             self._let_go()
@@ -337,7 +337,7 @@ class TextFile(TextBase):
         count = decoded(low)
         pending, flags = decoder.getstate()
         if count == skip and not pending:
-            return mark.offset + low | flags << 64
+            return mark.offset + low | int(flags) << 64
         start = mark.offset - len(mark.pending)
         feed = low + len(mark.pending)
         return start | mark.flags << 64 | feed << 96 | skip << 128

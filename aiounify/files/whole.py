@@ -20,19 +20,20 @@ from aiounify.files.operation import checked, service
 from aiounify.files.status import statx_path
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Coroutine
 
     from typing_extensions import Buffer
 
 
-def read_bytes(path: Any) -> Awaitable[bytes]:
+def read_bytes(path: Any) -> Coroutine[Any, Any, bytes]:
     """The content of a file.  OSError with errno and filename; open(2), read(2)."""
     return service().read_bytes(path, _read_bytes)
 
 
 async def _read_bytes(path: Any) -> bytes:
     async with open_file(path, "rb") as file:
-        return await file.read()
+        data: bytes = await file.read()
+        return data
 
 
 async def read_text(

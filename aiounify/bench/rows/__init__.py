@@ -11,6 +11,7 @@ from aiounify.bench.rows import (
     connect,
     datagrams,
     echo,
+    files,
     http,
     idle,
     imports,
@@ -51,6 +52,7 @@ _ALL: tuple[Row, ...] = (
     *imports.ROWS,
     *pipes.ROWS,
     *sendfile.ROWS,
+    *files.ROWS,
     *echo.ROWS,
     *connect.ROWS,
     *datagrams.ROWS,
@@ -74,9 +76,14 @@ _ECHO = (
     "unix-streams-1k-x100",
 )
 
+# Of the rows of files, which compare libraries rather than loops.
+_FILES = ("file-page-x64", "file-4k-x64")
+
 #: What is measured without a name.
 DEFAULT: tuple[str, ...] = tuple(
-    row.name for row in _ALL if "echo" not in row.groups or row.name in _ECHO
+    row.name
+    for row in _ALL
+    if {"echo", "files"}.isdisjoint(row.groups) or row.name in _ECHO or row.name in _FILES
 )
 
 ROWS: dict[str, Row] = {row.name: row for row in _ALL}
