@@ -132,7 +132,8 @@ def test_unknown_row_is_told_what_was_meant() -> None:
         for row in rows.ROWS.values()
         if isinstance(row, LoopRow)
         and row.name not in ("timer-fire", "import")
-        and "pipes" not in row.groups  # these keep their ends open: in processes of their own below
+        # these keep their ends open: in processes of their own below
+        and not {"pipes", "sendfile"} & set(row.groups)
     ],
 )
 def test_loop_rows_do_their_batch_on_asyncio(name: str) -> None:
@@ -389,8 +390,9 @@ def test_quick_run_of_every_kind_of_server(tmp_path: Path) -> None:
     assert not list(Path(tempfile.gettempdir()).glob("aiounify-bench-*"))
 
 
-def test_quick_run_of_the_pipes(tmp_path: Path) -> None:
-    for found in measured_on_asyncio(rows.GROUPS["pipes"], tmp_path).values():
+@pytest.mark.parametrize("group", ["pipes", "sendfile"])
+def test_quick_run_of_a_group(group: str, tmp_path: Path) -> None:
+    for found in measured_on_asyncio(rows.GROUPS[group], tmp_path).values():
         assert found["median"]["rate"] > 0  # type: ignore[index]
 
 
