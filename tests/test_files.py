@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -690,6 +691,69 @@ async def test_direct(tmp_path: Path, kernel: str) -> None:
         await f.seek(0)
         whole = await f.read()
         assert whole == data[:8192] + b"z" * 4096 + data[12288:]
+
+
+async def test_direct_on_epoll_is_kernel_aio(tmp_path: Path) -> None:
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, aiounify.EventLoop)
+    if loop.backend != "epoll":
+        pytest.skip("the ring does it")
+    data = write(tmp_path / "f", os.urandom(1 << 16))
+    try:
+        f = await files.open(tmp_path / "f", "rb", direct=True)
+    except OSError as exc:
+        assert exc.errno == errno.EINVAL
+        pytest.skip("this file system has no O_DIRECT")
+    shared = service()
+    threads = threading.active_count()
+    async with f:
+        await f.statx()  # the alignment is asked for in a thread
+        assert b"".join(await asyncio.gather(*(f.pread(4096, i * 4096) for i in range(16)))) == data
+        pool = shared.in_thread
+        assert pool._aio is not None
+        pool._aio, context = None, pool._aio
+        pool._no_aio = True  # as under a filter that forbids it
+        assert await f.pread(100, 4096) == data[4096:4196]
+        pool._aio = context
+    assert threading.active_count() >= threads
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+@pytest.mark.parametrize("what", ["fifo", "flush", "direct"])
+def test_loop_closed_with_operations_in_flight(
+    loop_factory: Callable[[], aiounify.EventLoop], tmp_path: Path, what: str
+) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    write(tmp_path / "f", bytes(1 << 16))
+    loop = loop_factory()
+    kept: list[Any] = []
+
+    async def main() -> None:
+        if what == "fifo":
+            f = await files.open(tmp_path / "fifo", "rb")
+            kept.append(asyncio.ensure_future(f.read(1)))
+        elif what == "flush":
+            f = await files.open(tmp_path / "g", "wb")
+            await f.write(bytes(1 << 20))
+        else:
+            f = await files.open(tmp_path / "f", "rb", direct=True)
+            kept.append(asyncio.ensure_future(f.read(4096)))
+        kept.append(f)
+        await asyncio.sleep(0)
+
+    try:
+        loop.run_until_complete(main())
+    except OSError as exc:
+        assert (what, exc.errno) == ("direct", errno.EINVAL)
+    loop.close()
+    for item in kept:
+        if isinstance(item, asyncio.Task):
+            item._log_destroy_pending = False  # type: ignore[attr-defined]
+            del item
+    while any(t.name.startswith("aiounify-files") for t in threading.enumerate()):
+        time.sleep(0.001)
+    kept.clear()
+    gc.collect()
 
 
 async def test_copy_range(tmp_path: Path) -> None:

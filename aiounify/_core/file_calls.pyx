@@ -112,7 +112,7 @@ cdef extern from *:
     int in_memory(int fd)
 
 cdef enum:
-    BUDGET = 128         # hits of 4 KiB in one turn of the loop, for all tasks together
+    BUDGET = 64          # hits of 4 KiB in one turn of the loop, for all tasks together
     RUN = 32             # of one task
     CHUNK_MAX = 262144   # of the read buffer
     WHOLE_MAX = 4194304  # a whole file larger than this is not read in one go on the loop
@@ -154,7 +154,7 @@ cdef class FileService:
     """What the files of one loop share: the way to the kernel, and the budget of inline hits."""
 
     cdef Scheduler owner
-    cdef object in_thread
+    cdef readonly object in_thread
     cdef public frozenset ops
     cdef public bint opens_cached
     cdef public bint closed

@@ -159,7 +159,8 @@ cdef class FileOp(Op):
         self.release()
         if waiter is not None:
             self.waiter = None
-            if not waiter.done():
+            # a loop that closes reaps what is in flight, and nobody can be woken any more
+            if not waiter.done() and not waiter.get_loop().is_closed():
                 waiter.set_result(self.result)
 
     def execute(self):

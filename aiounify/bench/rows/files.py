@@ -1,18 +1,24 @@
 """Files: what programs do with them, by the library that belongs to the loop.
 
-aiounify.files on aiounify, aiofiles on asyncio and uvloop; `files-turbofile`, `files-urio` and the
-like are columns of other libraries (aiounify/bench/filelibs.py).  All files are in the page cache.
+aiounify.files on aiounify, aiofiles on asyncio and uvloop; `files-turbofile` and `files-urio` are
+columns of other libraries (aiounify/bench/filelibs.py).  All files are in the page cache, except in
+the row of O_DIRECT.
 """
 
 import asyncio
 import importlib
+import mmap
 import os
 import random
+import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+from aiounify.bench.channel import Measurement
 from aiounify.bench.filelibs import library_of
 from aiounify.bench.rows.base import LoopRow, Run
 
@@ -22,6 +28,7 @@ _TASKS = 64
 _PAGE = 4096
 _BLOCK = bytes(1 << 16)
 _LINES = 1000
+_TIDY = "import shutil, sys; sys.stdin.read(); shutil.rmtree(sys.argv[1])"
 
 # n operations of one of several tasks
 _Work = Callable[[int], Awaitable[None]]
@@ -31,9 +38,11 @@ _kept: list[object] = []
 
 def _directory() -> Path:
     # Not in /tmp, which may be memory: what is measured is a file system with a page cache.
-    found = tempfile.TemporaryDirectory(dir="/var/tmp", prefix="aiounify-bench-")
-    _kept.append(found)
-    return Path(found.name)
+    found = tempfile.mkdtemp(dir="/var/tmp", prefix="aiounify-bench-")
+    # A worker does not end in an orderly way; whoever sees its end of the pipe close tidies up.
+    command = [sys.executable, "-S", "-c", _TIDY, found]
+    _kept.append(subprocess.Popen(command, stdin=subprocess.PIPE))
+    return Path(found)
 
 
 def _library(loop: asyncio.AbstractEventLoop) -> Any:
@@ -81,6 +90,61 @@ def _random_reads(tasks: int) -> Callable[[asyncio.AbstractEventLoop], Run]:
         return _by_tasks(loop, reads, tasks)
 
     return prepare
+
+
+def _late(loop: asyncio.AbstractEventLoop) -> Run:
+    """How late a sleeper is while 64 tasks read pages as fast as they can."""
+    read = _random_reads(_TASKS)(loop)
+    late: list[int] = []
+
+    async def sleeps(n: int) -> None:
+        now = time.monotonic_ns
+        for _ in range(n):
+            began = now()
+            await asyncio.sleep(0.001)
+            late.append(now() - began - 1_000_000)
+
+    def run(n: int) -> Measurement:
+        late.clear()
+        sleeper = loop.create_task(sleeps(n))
+        while not sleeper.done():
+            read(_TASKS * 50)
+        return {"lateness_ns": list(late)}
+
+    return run
+
+
+def _direct(loop: asyncio.AbstractEventLoop) -> Run:
+    library = _library(loop)
+    path = str(_directory() / "pages")
+    Path(path).write_bytes(os.urandom(1 << 24))
+    chosen = random.Random(1)
+    offsets = [chosen.randrange(1 << 12) * _PAGE for _ in range(4096)]
+
+    def opener(name: str, flags: int) -> int:
+        return os.open(name, flags | os.O_DIRECT)
+
+    async def opened() -> Any:
+        if hasattr(library, "aligned_buffer"):
+            return await library.open(path, "rb", direct=True)
+        return await library.open(path, "rb", buffering=0, opener=opener)
+
+    async def reads(n: int) -> None:
+        file = files.pop()
+        start = chosen.randrange(4096)
+        if hasattr(file, "pread"):
+            for i in range(start, start + n):
+                await file.pread(_PAGE, offsets[i & 4095])
+        else:
+            memory = mmap.mmap(-1, _PAGE)
+            for i in range(start, start + n):
+                await file.seek(offsets[i & 4095])
+                await file.readinto(memory)
+        files.append(file)
+
+    files = [loop.run_until_complete(opened()) for _ in range(_TASKS)]
+    _kept.append(files)
+    return _by_tasks(loop, reads, _TASKS)
 
 
 def _whole(size: int, tasks: int) -> Callable[[asyncio.AbstractEventLoop], Run]:
@@ -185,6 +249,24 @@ ROWS = (
         _random_reads(_TASKS),
         batch=_TASKS,
         counted=6400,
+    ),
+    LoopRow(
+        "file-direct-x64",
+        "Random reads of 4 KiB with O_DIRECT, by 64 tasks.",
+        ("files",),
+        "read",
+        _direct,
+        batch=_TASKS,
+        counted=640,
+    ),
+    LoopRow(
+        "file-late-x64",
+        "How late asyncio.sleep(1e-3) returns while 64 tasks read pages from the page cache.",
+        ("files", "lateness"),
+        "sleep",
+        _late,
+        lateness=True,
+        counted=0,
     ),
     LoopRow(
         "file-4k-x64",
