@@ -23,6 +23,7 @@ OPERATION_NAMES = {
     23: "write",
     26: "send",
     27: "recv",
+    30: "splice",
     49: "read_multishot",
     50: "waitid",
     51: "futex_wait",

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import functools
 import os
 import signal
 import socket
@@ -38,6 +39,7 @@ from aiounify.backends import OPERATION_NAMES, choose_backend, explain_forced
 from aiounify.children import foreign_watcher, not_reaped, watch_child
 from aiounify.executor import submit
 from aiounify.pipes import NativeReadPipeTransport, NativeWritePipeTransport
+from aiounify.sendfile import read_and_write, send_through_transport, send_to_socket
 from aiounify.streams import is_datagram_socket, is_stream_socket
 
 if TYPE_CHECKING:
@@ -82,6 +84,7 @@ class EventLoop(SocketCalls, SelectorEventLoop):  # type: ignore[misc]
         self._pidfds: dict[int, int] = {}  # of children: descriptor -> pid
         self._belongings: list[Callable[[], object]] = []
         self._clocks: dict[int, Any] = {}  # see timers.py
+        self._files: Any = None  # what aiounify.files keeps for this loop
         self._reactor = self._make_reactor(choose_backend(backend), forced=backend)
         self._attach(self._reactor)
         try:
@@ -351,17 +354,26 @@ class EventLoop(SocketCalls, SelectorEventLoop):  # type: ignore[misc]
     async def _sendfile_native(self, transp: Any, file: Any, offset: int, count: int | None) -> int:
         if type(transp) is not StreamTransport:
             return await super()._sendfile_native(transp, file, offset, count)
-        reading = transp.is_reading()
-        transp.pause_reading()
-        await transp._make_empty_waiter()
-        transp._lend()
-        try:
-            return await self.sock_sendfile(transp._sock, file, offset, count, fallback=False)
-        finally:
-            transp._take_back()
-            transp._reset_empty_waiter()
-            if reading:
-                transp.resume_reading()
+        return await send_through_transport(self, transp, file, offset, count)
+
+    async def _sock_sendfile_native(
+        self, sock: socket.socket, file: Any, offset: int, count: int | None
+    ) -> int:
+        if not is_native_socket(sock):
+            return await super()._sock_sendfile_native(sock, file, offset, count)
+        return await send_to_socket(self, sock, file, offset, count)
+
+    async def _sendfile_fallback(
+        self, transp: Any, file: Any, offset: int, count: int | None
+    ) -> int:
+        way = functools.partial(super()._sendfile_fallback, transp)
+        return await read_and_write(way, file, offset, count)
+
+    async def _sock_sendfile_fallback(
+        self, sock: socket.socket, file: Any, offset: int, count: int | None
+    ) -> int:
+        way = functools.partial(super()._sock_sendfile_fallback, sock)
+        return await read_and_write(way, file, offset, count)
 
     # -- pipes --------------------------------------------------------------------
 

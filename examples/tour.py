@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import aiounify
+from aiounify import files
 from aiounify.events import EventFD, readable, recv_fds
 from aiounify.features import backend_line
 from aiounify.futex import Futex
@@ -105,6 +106,10 @@ class Mechanisms:
                 self.readiness = "EPOLL_WAIT in the ring"
             else:
                 self.readiness = "POLL_ADD in the ring, epoll_wait"
+        if backend == "epoll":
+            self.file = "fsync in a thread, eventfd"
+        else:
+            self.file = "FSYNC in the ring"
         self.thread = f"eventfd, {self.readiness}"
         self.signal = f"signal wakeup fd, {self.readiness}"
         if backend == "uring" and found["uring_futex_wait"].on:
@@ -378,6 +383,17 @@ async def futex(tour: Tour) -> Wakeup:
         latency = await tour.since_cause()
         word.release()
     return Wakeup(tour.by.futex, latency)
+
+
+@event("file", "the disk has what was written")
+async def file_synced(tour: Tour) -> Wakeup:
+    async with files.open(tour.folder / "file", "wb") as file:
+        await file.write(b"worth keeping")
+        await file.flush()
+        cause = time.monotonic_ns()
+        await file.fsync()
+        latency = time.monotonic_ns() - cause
+    return Wakeup(tour.by.file, latency)
 
 
 # -- the tour --------------------------------------------------------------------

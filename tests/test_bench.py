@@ -134,7 +134,7 @@ def test_unknown_row_is_told_what_was_meant() -> None:
         if isinstance(row, LoopRow)
         and row.name not in ("timer-fire", "import")
         # these keep descriptors open: in processes of their own below, and in test_watch_programs
-        and {"pipes", "watch", "futex"}.isdisjoint(row.groups)
+        and {"pipes", "sendfile", "files", "watch", "futex"}.isdisjoint(row.groups)
     ],
 )
 def test_loop_rows_do_their_batch_on_asyncio(name: str) -> None:
@@ -393,14 +393,16 @@ def test_quick_run_of_a_loop_row_and_an_echo_row(
     assert document["rows"][2]["loops"]["asyncio"]["median"]["p99"] > 0
 
 
-def measured_on_asyncio(names: list[str], tmp_path: Path) -> dict[str, dict[str, object]]:
-    """A short run of these rows; row name to what the JSON says of asyncio."""
+def measured_on_asyncio(
+    names: list[str], tmp_path: Path, loop: str = "asyncio"
+) -> dict[str, dict[str, object]]:
+    """A short run of these rows; row name to what the JSON says of asyncio, or another loop."""
     target = tmp_path / "result.json"
-    argv = [*names, "--rounds", "1", "--window", "0.02", "--loops", "asyncio", "--base", "asyncio"]
+    argv = [*names, "--rounds", "1", "--window", "0.02", "--loops", loop, "--base", loop]
     assert bench.main([*argv, "--json", str(target)]) == 0
     document_ = json.loads(target.read_text())
     assert [row["name"] for row in document_["rows"]] == names
-    return {row["name"]: row["loops"]["asyncio"] for row in document_["rows"]}
+    return {row["name"]: row["loops"][loop] for row in document_["rows"]}
 
 
 @needs_loadgen
@@ -422,10 +424,16 @@ def run_every_kind_of_server(tmp_path: Path) -> None:
         assert windows[0]["ops"] > 0
 
 
-@pytest.mark.parametrize("group", ["pipes", "futex"])
+@pytest.mark.parametrize("group", ["pipes", "sendfile", "futex"])
 def test_quick_run_of_rows_with_processes(group: str, tmp_path: Path) -> None:
     for found in measured_on_asyncio(rows.GROUPS[group], tmp_path).values():
         assert found["median"]["rate"] > 0  # type: ignore[index]
+
+
+def test_quick_run_of_the_files(tmp_path: Path) -> None:
+    found = measured_on_asyncio(rows.GROUPS["files"], tmp_path, "aiounify-epoll")
+    for name, result in found.items():
+        assert "failed" not in result, name
 
 
 @needs_loadgen

@@ -34,6 +34,7 @@ KINDS = [
     "wake-up from a thread",
     "DNS lookup of localhost",
     "futex",
+    "file",
 ]
 
 
@@ -84,6 +85,7 @@ def test_tour(backend):
         on = aiounify.features()["uring_epoll_wait"].on
         assert mechanisms["TCP read"].startswith("EPOLL_WAIT" if on else "POLL_ADD")
         assert mechanisms["timer"] == "timeout of io_uring_enter"
+        assert mechanisms["file"] == "FSYNC in the ring"
     assert mechanisms["DNS lookup of localhost"].startswith("getaddrinfo in a thread")
 
 

@@ -84,7 +84,7 @@ cdef class Op:
     cdef uint32_t op_flags
     cdef uint64_t address
     cdef uint64_t offset
-    cdef int file_index
+    cdef int file_index       # in a submission the same word as the descriptor a splice takes from
     cdef uint64_t address3
     cdef uint32_t readiness
     cdef bint by_readiness    # the ring cannot do it, so that it goes as on the epoll backend

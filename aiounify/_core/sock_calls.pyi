@@ -7,6 +7,7 @@ from typing_extensions import Buffer
 
 from aiounify._core.endpoint import Wait
 from aiounify._core.scheduler import Scheduler
+from aiounify._core.sendfile import Transfer
 
 _Origin: TypeAlias = tuple[tuple[str, int, str], ...] | None
 
@@ -58,6 +59,7 @@ class SocketCalls(Scheduler):
     def sock_accept(
         self, sock: socket.socket
     ) -> Coroutine[Any, Any, tuple[socket.socket, Any]]: ...
+    def _sendfile(self, sock: socket.socket, transfer: Transfer) -> Coroutine[Any, Any, int]: ...
     def _sock_connected(self, sock: socket.socket, address: Any) -> Coroutine[Any, Any, None]: ...
 
 def is_native_socket(sock: object) -> bool: ...

@@ -65,6 +65,7 @@ from aiounify._core.endpoint cimport (
 )
 from aiounify._core.reactor cimport EAGAIN, EINTR, EPOLLOUT, SCRATCH, errno
 from aiounify._core.scheduler cimport Scheduler
+from aiounify._core.sendfile cimport STEP_BLOCKED, Transfer
 from aiounify._core.sock_object cimport (
     SOCK_FAMILY,
     SOCK_FD,
@@ -479,6 +480,18 @@ cdef int send_by_socket(CallObject *c, PyObject **result) except -1:
     return give(result, sent)
 
 
+cdef int attempt_sendfile(CallObject *c, PyObject **result) except -1:
+    """Step by step, as long as it is the socket that has to be waited for."""
+    cdef Transfer transfer = <Transfer>c.what
+    cdef int state = transfer.go(sock_get(c.sock, SOCK_FD))
+    (<SocketCalls>c.loop).reactor.n_syscalls += transfer.syscalls
+    transfer.syscalls = 0
+    if state == STEP_BLOCKED:
+        c.awaits = EPOLLOUT
+        return 0
+    return give(result, state)
+
+
 cdef int attempt_connected(CallObject *c, PyObject **result) except -1:
     """connect() was called and goes on: wait first, then ask what became of it."""
     cdef int error = 0
@@ -505,6 +518,7 @@ cdef CallKind RECVFROM_INTO = CallKind(b"sock_recvfrom_into", attempt_recvfrom_i
 cdef CallKind SENDALL = CallKind(b"sock_sendall", attempt_sendall)
 cdef CallKind SENDTO = CallKind(b"sock_sendto", attempt_sendto)
 cdef CallKind ACCEPT = CallKind(b"sock_accept", attempt_accept)
+cdef CallKind SENDFILE = CallKind(b"sock_sendfile", attempt_sendfile)
 cdef CallKind CONNECT = CallKind(b"sock_connect", attempt_connected)
 
 
@@ -612,6 +626,13 @@ cdef class SocketCalls(Scheduler):
         if not is_native(sock):
             return super().sock_accept(sock)
         return call(&ACCEPT, self, sock, None, NULL)
+
+    def _sendfile(self, sock, Transfer transfer):
+        """Go on with sending a file, until anything but the socket has to be waited for.
+
+        Returns what stopped it; see sendfile.pyx.  The socket must not be a blocking one.
+        """
+        return call(&SENDFILE, self, sock, transfer, NULL)
 
     def _sock_connected(self, sock, address):
         """Await what becomes of sock.connect(address), which could not end at once."""

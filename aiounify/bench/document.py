@@ -32,6 +32,7 @@ _SECTIONS: tuple[tuple[str, frozenset[str]], ...] = (
     ("Unix sockets", frozenset({"unix"})),
     ("Connections and datagrams", frozenset({"connect", "udp"})),
     ("Memory of idle connections", frozenset({"idle"})),
+    ("Files", frozenset({"files"})),
     ("HTTP servers", frozenset({"http"})),
 )
 _OTHERS = "Pipes, processes, import"

@@ -41,6 +41,10 @@ _ALL = (
     Loop("talyn", "talyn", "Loop"),
     Loop("veloxloop", "veloxloop"),
     Loop("uringcore", "uringcore", "UringEventLoop"),
+    *(
+        Loop(f"files-{name}", "aiounify.bench.filelibs", "new_loop", {"library": name})
+        for name in ("turbofile", "urio")
+    ),
 )
 
 LOOPS: dict[str, Loop] = {loop.name: loop for loop in _ALL}

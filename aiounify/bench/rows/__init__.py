@@ -11,6 +11,7 @@ from aiounify.bench.rows import (
     connect,
     datagrams,
     echo,
+    files,
     futexes,
     http,
     idle,
@@ -18,6 +19,7 @@ from aiounify.bench.rows import (
     pipes,
     process,
     selecting,
+    sendfile,
     tasks,
     threads,
     timers,
@@ -53,6 +55,8 @@ _ALL: tuple[Row, ...] = (
     *timers.LATENESS_ROWS,
     *imports.ROWS,
     *pipes.ROWS,
+    *sendfile.ROWS,
+    *files.ROWS,
     *watch.ROWS,
     *futexes.ROWS,
     *echo.ROWS,
@@ -79,13 +83,13 @@ _ECHO = (
 )
 
 # Of groups that compare libraries rather than loops, or need many processes or patience.
-_OTHERS = ("watch-burst", "futex-pingpong")
+_OTHERS = ("watch-burst", "futex-pingpong", "file-page-x64", "file-4k-x64")
 
 #: What is measured without a name.
 DEFAULT: tuple[str, ...] = tuple(
     row.name
     for row in _ALL
-    if {"echo", "futex", "watch"}.isdisjoint(row.groups) or row.name in (*_ECHO, *_OTHERS)
+    if {"echo", "files", "futex", "watch"}.isdisjoint(row.groups) or row.name in (*_ECHO, *_OTHERS)
 )
 
 ROWS: dict[str, Row] = {row.name: row for row in _ALL}

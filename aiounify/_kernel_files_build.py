@@ -1,0 +1,133 @@
+"""Builds aiounify._kernel_files: the kernel interface of files that is off the hot path.
+
+cffi in API mode.  Structs and constants are declared here, since the headers that the package is
+compiled with may be older than the kernel.  Run by setup.py; not imported at run time.
+"""
+
+from cffi import FFI
+
+ffibuilder = FFI()
+
+ffibuilder.cdef(
+    """
+    /* statx(2), Linux 4.11; mount id 5.8, alignment for O_DIRECT 6.1 */
+    struct statx_time {
+        int64_t tv_sec;
+        uint32_t tv_nsec;
+        ...;
+    };
+    struct statx {
+        uint32_t stx_mask;
+        uint32_t stx_blksize;
+        uint64_t stx_attributes;
+        uint32_t stx_nlink;
+        uint32_t stx_uid;
+        uint32_t stx_gid;
+        uint16_t stx_mode;
+        uint64_t stx_ino;
+        uint64_t stx_size;
+        uint64_t stx_blocks;
+        uint64_t stx_attributes_mask;
+        struct statx_time stx_atime;
+        struct statx_time stx_btime;
+        struct statx_time stx_ctime;
+        struct statx_time stx_mtime;
+        uint32_t stx_rdev_major;
+        uint32_t stx_rdev_minor;
+        uint32_t stx_dev_major;
+        uint32_t stx_dev_minor;
+        uint64_t stx_mnt_id;
+        uint32_t stx_dio_mem_align;
+        uint32_t stx_dio_offset_align;
+        ...;
+    };
+    #define AT_EMPTY_PATH ...
+    #define AT_SYMLINK_NOFOLLOW ...
+    #define STATX_BASIC 0x7ff
+    #define STATX_BTIME 0x800
+    #define STATX_MNT_ID 0x1000
+    #define STATX_DIOALIGN 0x2000
+    /* locks that belong to the open file description; fcntl(2), Linux 3.15 */
+    int aio_ofd_lock(int fd, int kind, int64_t start, int64_t length);
+    #define OFD_READ ...
+    #define OFD_WRITE ...
+    #define OFD_NONE ...
+    """
+)
+
+ffibuilder.set_source(
+    "aiounify._kernel_files",
+    """
+    #define _GNU_SOURCE
+    #include <errno.h>
+    #include <fcntl.h>
+    #include <stdint.h>
+    #include <string.h>
+    #include <unistd.h>
+
+    #ifndef AT_EMPTY_PATH
+    #define AT_EMPTY_PATH 0x1000
+    #endif
+    #ifndef F_OFD_SETLK
+    #define F_OFD_SETLK 37
+    #endif
+    #define STATX_BASIC 0x7ff
+    #undef STATX_BTIME
+    #define STATX_BTIME 0x800
+    #undef STATX_MNT_ID
+    #define STATX_MNT_ID 0x1000
+    #undef STATX_DIOALIGN
+    #define STATX_DIOALIGN 0x2000
+    #define OFD_READ F_RDLCK
+    #define OFD_WRITE F_WRLCK
+    #define OFD_NONE F_UNLCK
+
+    #define statx aiounify_statx
+    #define statx_time aiounify_statx_time
+    struct statx_time {
+        int64_t tv_sec;
+        uint32_t tv_nsec;
+        int32_t reserved;
+    };
+    struct statx {
+        uint32_t stx_mask;
+        uint32_t stx_blksize;
+        uint64_t stx_attributes;
+        uint32_t stx_nlink;
+        uint32_t stx_uid;
+        uint32_t stx_gid;
+        uint16_t stx_mode;
+        uint16_t spare0;
+        uint64_t stx_ino;
+        uint64_t stx_size;
+        uint64_t stx_blocks;
+        uint64_t stx_attributes_mask;
+        struct statx_time stx_atime;
+        struct statx_time stx_btime;
+        struct statx_time stx_ctime;
+        struct statx_time stx_mtime;
+        uint32_t stx_rdev_major;
+        uint32_t stx_rdev_minor;
+        uint32_t stx_dev_major;
+        uint32_t stx_dev_minor;
+        uint64_t stx_mnt_id;
+        uint32_t stx_dio_mem_align;
+        uint32_t stx_dio_offset_align;
+        uint64_t spare3[12];
+    };
+
+    static int aio_ofd_lock(int fd, int kind, int64_t start, int64_t length)
+    {
+        struct flock lock;
+        memset(&lock, 0, sizeof(lock));
+        lock.l_type = (short)kind;
+        lock.l_whence = SEEK_SET;
+        lock.l_start = start;
+        lock.l_len = length;
+        return fcntl(fd, F_OFD_SETLK, &lock);
+    }
+    """,
+)
+
+if __name__ == "__main__":
+    ffibuilder.compile(verbose=True)

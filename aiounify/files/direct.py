@@ -1,0 +1,162 @@
+"""O_DIRECT: reads and writes past the page cache, with the alignment handled.
+
+The kernel wants memory, offset and length aligned to the device's logical block, 512 bytes to 4 KiB
+(statx() tells, Linux 6.1; elsewhere 4 KiB is assumed).  Any read is served: what is not aligned is
+read with its surroundings into aligned memory, from which the bytes asked for are taken.  Writes
+have to be aligned in offset and length, since writing the surroundings could undo another's write;
+their memory need not be.
+"""
+
+from __future__ import annotations
+
+import mmap
+from typing import TYPE_CHECKING, Any
+
+from aiounify._core.file_op import readinto_op, writev_op
+from aiounify.files.binary import BinaryFile
+from aiounify.files.operation import perform
+from aiounify.files.status import statx_of
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Sequence
+
+    from typing_extensions import Buffer
+
+_KEPT = 64  # aligned buffers that are used again, of one size
+
+
+def aligned_buffer(size: int) -> mmap.mmap:
+    """Memory aligned to a page, for preadinto() and pwrite() of direct files."""
+    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+
+
+class DirectFile(BinaryFile):
+    """A file opened with direct=True."""
+
+    _align = 0
+    _spare: list[mmap.mmap]
+    _spare_size = 0
+
+    async def _alignment(self) -> int:
+        if not self._align:
+            self._spare = []
+            found = await statx_of(self.service, self.fd)
+            self._align = max(found.direct_offset_align or 4096, found.direct_memory_align or 512)
+            self.nowait = 0  # the page cache has nothing of it
+        return self._align
+
+    def _memory(self, size: int) -> mmap.mmap:
+        if size == self._spare_size and self._spare:
+            return self._spare.pop()
+        return aligned_buffer(size)
+
+    def _give_back(self, memory: mmap.mmap) -> None:
+        if len(memory) != self._spare_size:
+            self._spare_size = len(memory)
+            self._spare.clear()
+        if len(self._spare) < _KEPT:
+            self._spare.append(memory)
+
+    def read(self, size: int | None = -1, /) -> Coroutine[Any, Any, bytes]:
+        """As of other files without a buffer."""
+        return self._slow_read(size)
+
+    def pread(self, size: int, offset: int, /) -> Coroutine[Any, Any, bytes]:
+        """Read up to `size` bytes at any offset."""
+        return self._slow_pread(size, offset)
+
+    async def _slow_pread(self, size: int, offset: int) -> bytes:
+        self._check_read()
+        self._check_offset(offset)
+        align = self._align or await self._alignment()
+        if size <= 0:
+            if size < 0:
+                raise ValueError(f"size must not be negative, not {size}")
+            return b""
+        start = offset - offset % align
+        end = -(-(offset + size) // align) * align
+        memory = self._memory(end - start)
+        filled = 0
+        while filled < end - start:
+            with memoryview(memory) as view:
+                op = readinto_op(self.fd, view[filled:], start + filled)
+                op.direct = True
+                n = await self._beside(op)
+            filled += n
+            if n % align or not n:
+                break
+        found = memory[offset - start : max(min(offset - start + size, filled), offset - start)]
+        self._give_back(memory)
+        return found
+
+    async def _fetch(self, size: int) -> bytes:
+        data = await self._slow_pread(size, self.position)
+        self.position += len(data)
+        return data
+
+    async def preadinto(self, buffer: Buffer, offset: int, /) -> int:
+        """One read into aligned memory (aligned_buffer()) at an aligned offset."""
+        await self._alignment()
+        return await super().preadinto(buffer, offset)
+
+    async def _into(self, buffer: Buffer, *, whole: bool) -> int:
+        view = memoryview(buffer).cast("B")
+        await self._begin_read()
+        try:
+            data = await self._fetch(len(view))
+        finally:
+            self._let_go()
+        view[: len(data)] = data
+        return len(data)
+
+    def _check_aligned(self, offset: int, size: int) -> None:
+        if offset % self._align or size % self._align:
+            raise ValueError(
+                f"writes with direct=True have to be a multiple of {self._align} bytes, in offset "
+                f"and size, not {size} bytes at {offset}; statx().direct_offset_align tells"
+            )
+
+    async def pwritev(self, buffers: Sequence[Buffer], offset: int, /) -> int:
+        """Write buffers at an aligned offset; their sizes together have to be aligned."""
+        self._check_write()
+        self._check_offset(offset)
+        await self._alignment()
+        total = sum(len(memoryview(b).cast("B")) for b in buffers)
+        self._check_aligned(offset, total)
+        memory = self._memory(max(total, 1))
+        try:
+            done = 0
+            for b in buffers:
+                view = memoryview(b).cast("B")
+                memory[done : done + len(view)] = view.tobytes()
+                done += len(view)
+            done = 0
+            while done < total:
+                with memoryview(memory) as view:
+                    op = writev_op(self.fd, [view[done:total]], offset + done)
+                    op.direct = True
+                    n = await self._beside(op)
+                done += n
+                if not n or n % self._align:
+                    break
+            return done
+        finally:
+            self._give_back(memory)
+
+    async def _write_raw(self, data: bytes) -> int:
+        await self._alignment()
+        await self._enter()
+        try:
+            memory = self._memory(max(len(data), 1))
+            self._check_aligned(self.position, len(data))
+            memory[: len(data)] = data
+            with memoryview(memory) as view:
+                op = writev_op(self.fd, [view[: len(data)]], -1 if self._appends else self.position)
+                result = await perform(self.service, op)
+            if result < 0:
+                raise self._failure(result)
+            self._moved(result)
+            self._give_back(memory)
+            return result
+        finally:
+            self._let_go()

@@ -1,0 +1,121 @@
+"""A whole file in one call.
+
+read_bytes() of a file that is in the page cache is open, read and close without suspending the
+task.  With atomic=True a file is written beside its place under a name of its own, synced, and
+renamed over it: whoever opens the path sees the old content or the new one, also after a crash.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import locale
+import os
+import secrets
+from io import IncrementalNewlineDecoder
+from typing import TYPE_CHECKING, Any
+
+from aiounify._core.file_op import FileOp
+from aiounify.files.handle import open as open_file
+from aiounify.files.operation import checked, service
+from aiounify.files.status import statx_path
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from typing_extensions import Buffer
+
+
+def read_bytes(path: Any) -> Coroutine[Any, Any, bytes]:
+    """The content of a file.  OSError with errno and filename; open(2), read(2)."""
+    return service().read_bytes(path, _read_bytes)
+
+
+async def _read_bytes(path: Any) -> bytes:
+    async with open_file(path, "rb") as file:
+        data: bytes = await file.read()
+        return data
+
+
+async def read_text(
+    path: Any, encoding: str | None = None, errors: str | None = None, newline: str | None = None
+) -> str:
+    """The content of a text file, decoded; line ends become \\n unless `newline` says otherwise."""
+    data = await read_bytes(path)
+    text = data.decode(encoding or locale.getencoding(), errors or "strict")
+    if newline is None and "\r" in text:
+        text = IncrementalNewlineDecoder(None, translate=True).decode(text, final=True)
+    return text
+
+
+async def write_bytes(path: Any, data: Buffer, *, atomic: bool = False) -> int:
+    """Make this the content of a file, which is created if it is not there: its length.
+
+    With `atomic` the old content stays until the new one is on the disk.  A cancelled or failed
+    atomic write leaves the old file and nothing beside it.
+    """
+    view = memoryview(data).cast("B")
+    if not atomic:
+        async with open_file(path, "wb", buffering=0) as file:
+            await _write_all(file, view)
+        return len(view)
+    await _replace(os.fspath(path), view)
+    return len(view)
+
+
+async def write_text(
+    path: Any,
+    data: str,
+    encoding: str | None = None,
+    errors: str | None = None,
+    newline: str | None = None,
+    *,
+    atomic: bool = False,
+) -> int:
+    """write_bytes() of text: the number of characters."""
+    if not isinstance(data, str):
+        raise TypeError(f"data must be str, not {type(data).__name__}")
+    text = data if newline in (None, "", "\n") else data.replace("\n", newline)
+    encoded = text.encode(encoding or locale.getencoding(), errors or "strict")
+    await write_bytes(path, encoded, atomic=atomic)
+    return len(data)
+
+
+async def _write_all(file: Any, view: memoryview) -> None:
+    done = 0
+    while done < len(view):
+        done += await file.pwrite(view[done : done + (1 << 30)], done)
+
+
+async def _replace(path: Any, view: memoryview) -> None:
+    from aiounify.files import os as kernel
+
+    files = service()
+    where = await kernel.path.realpath(
+        path
+    )  # a symbolic link stays one, as when it is written through
+    suffix = f".{secrets.token_hex(8)}.tmp"
+    beside = where + (suffix if isinstance(where, str) else suffix.encode())
+    made = True  # also by an open that was cancelled
+    try:
+        async with open_file(beside, "xb", buffering=0) as file:
+            try:
+                mode = (await statx_path(files, where)).mode & 0o7777
+            except FileNotFoundError:
+                pass
+            else:
+                os.fchmod(file.fileno(), mode)
+            await _write_all(file, view)
+            await file.fsync()
+        await kernel.replace(beside, where)
+        made = False
+    finally:
+        if made:
+            with contextlib.suppress(FileNotFoundError):
+                # not awaited: the task may be cancelled
+                os.unlink(beside)  # noqa: PTH108 - may be bytes
+    directory = os.path.dirname(where)  # noqa: PTH120 - may be bytes
+    fd = await kernel.open_descriptor(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        await checked(files, FileOp(3, fd, 0, 0, 0), directory)
+    finally:
+        os.close(fd)
