@@ -161,7 +161,7 @@ cdef class FileService:
     cdef readonly bint uses_ring
     cdef uint64_t turn
     cdef size_t head
-    cdef int run, share, tired
+    cdef int run, share, tired, spent
 
     def __init__(self, loop, in_thread):
         self.owner = <Scheduler?>loop
@@ -200,18 +200,21 @@ cdef class FileService:
         if self.turn != self.owner.n_turns:
             self.turn = self.owner.n_turns
             self.share = RUN if self.tired <= BUDGET // RUN else max(1, BUDGET // self.tired)
-            self.tired = 0
+            self.tired = self.spent = 0
         if self.head != q.head:  # another callback runs: another step of a task
             self.head = q.head
             self.run = 0
-        if self.run < self.share:
+        # A turn in which all begin at once must not give each a full share.
+        if self.run < (self.share if self.spent < BUDGET else 1):
             return False
         self.tired += 1
         return True
 
     cdef inline int hit(self, Py_ssize_t size) noexcept:
         """A system call was made inline, and so many bytes were copied."""
-        self.run += 1 + <int>min(size >> 14, 1024)
+        cdef int cost = 1 + <int>min(size >> 14, 1024)
+        self.run += cost
+        self.spent += cost
         self.owner.reactor.n_syscalls += 1
         self.owner.n_inline += 1
         return 0
