@@ -13,7 +13,10 @@ if sanitizers := os.environ.get("AIOUNIFY_SANITIZE"):  # "address,undefined": se
     for name in ("CFLAGS", "LDFLAGS"):  # of all modules, that of cffi too
         flags = f"-fsanitize={sanitizers} -fno-sanitize-recover=all"
         os.environ[name] = f"{os.environ.get(name, '')} {flags}"
-CORE = sorted(path.stem for path in Path("aiounify/_core").glob("*.pyx"))
+CORE, BENCH = (
+    sorted(path.stem for path in Path("aiounify", folder).glob("*.pyx"))
+    for folder in ("_core", "bench")
+)
 
 
 def headers(source: Path) -> set[str]:
@@ -41,7 +44,7 @@ extensions = [
     for name in CORE
 ] + [
     Extension(f"aiounify.bench.{name}", [f"aiounify/bench/{name}.pyx"], extra_compile_args=CFLAGS)
-    for name in ("_loadgen", "_perf")
+    for name in BENCH
 ]
 
 setup(
