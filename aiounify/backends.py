@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-from pathlib import Path
 
 from aiounify._core.uring import Probe, probe
 
@@ -34,17 +33,18 @@ OPERATION_NAMES = {
 
 def _sysctl() -> int:
     try:
-        return int(Path("/proc/sys/kernel/io_uring_disabled").read_text())
+        with open("/proc/sys/kernel/io_uring_disabled") as file:
+            return int(file.read())
     except (OSError, ValueError):
         return 0
 
 
 def _seccomp_filtered() -> bool:
     try:
-        status = Path("/proc/self/status").read_text()
+        with open("/proc/self/status") as file:
+            return "\nSeccomp:\t2" in file.read()
     except OSError:
         return False
-    return "\nSeccomp:\t2" in status
 
 
 def why_not_uring(found: Probe | None = None) -> str:
