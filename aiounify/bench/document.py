@@ -32,7 +32,9 @@ _SECTIONS: tuple[tuple[str, frozenset[str]], ...] = (
     ("Unix sockets", frozenset({"unix"})),
     ("Connections and datagrams", frozenset({"connect", "udp"})),
     ("Memory of idle connections", frozenset({"idle"})),
-    ("Files", frozenset({"files"})),
+    ("Files", frozenset({"files", "sendfile"})),
+    ("Futexes, and locks between processes", frozenset({"futex"})),
+    ("Changes of files", frozenset({"watch"})),
     ("HTTP servers", frozenset({"http"})),
 )
 _OTHERS = "Pipes, processes, import"
