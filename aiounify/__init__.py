@@ -21,13 +21,23 @@ from aiounify.loop import EventLoop
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
+    from aiounify.mailbox import Mailbox as Mailbox
     from aiounify.policy import EventLoopPolicy as EventLoopPolicy
     from aiounify.policy import install as install
     from aiounify.selection import select as select
 
 __version__ = "0.1.0"
 
-__all__ = ["EventLoop", "Feature", "__version__", "features", "new_event_loop", "run", "select"]
+__all__ = [
+    "EventLoop",
+    "Feature",
+    "Mailbox",
+    "__version__",
+    "features",
+    "new_event_loop",
+    "run",
+    "select",
+]
 if sys.version_info < (3, 16):
     __all__ += ["EventLoopPolicy", "install"]
 
@@ -74,6 +84,11 @@ def __getattr__(name: str) -> Any:
 
         globals()[name] = select
         return select
+    if name == "Mailbox":
+        from aiounify.mailbox import Mailbox
+
+        globals()[name] = Mailbox
+        return Mailbox
     if name in ("EventLoopPolicy", "install") and sys.version_info < (3, 16):
         from aiounify import policy
 
