@@ -6,6 +6,7 @@ import gc
 import itertools
 import random
 import threading
+import time
 
 import pytest
 
@@ -38,9 +39,7 @@ def thread(function, *args):
 
 
 def loop_thread(main, backend):
-    return thread(
-        lambda: aiounify.run(main, loop_factory=lambda: aiounify.new_event_loop(backend))
-    )
+    return thread(lambda: aiounify.run(main, loop_factory=lambda: aiounify.new_event_loop(backend)))
 
 
 async def joined(threads):
@@ -50,7 +49,7 @@ async def joined(threads):
 
 async def until(condition):
     async with asyncio.timeout(40):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - another thread makes it true
             await asyncio.sleep(0.001)
 
 
@@ -277,7 +276,7 @@ def test_a_closed_loop_closes_its_mailboxes(loop_factory):
 
     with thread(block):
         while not box._waiting:
-            pass
+            time.sleep(0.001)
         loop.close()
     assert refused
     with pytest.raises(MailboxClosed, match="loop that receives from it is closed"):
@@ -349,7 +348,7 @@ async def test_many_senders_of_every_kind(maxsize):
                 box.put_nowait((name, i))
                 i += 1
             except asyncio.QueueFull:
-                pass
+                time.sleep(0.001)
 
     def blocking(name):
         for i in range(n):
@@ -506,7 +505,7 @@ async def test_put_blocking_times_out():
 
 async def test_put_blocking_is_refused_in_a_loop():
     box = Mailbox()
-    with pytest.raises(RuntimeError, match="await mailbox.put"):
+    with pytest.raises(RuntimeError, match=r"await mailbox\.put"):
         box.put_blocking(1)
     assert not len(box)
 
