@@ -160,7 +160,7 @@ class Mailbox(Source[_T]):
 
         asyncio.QueueFull if there is no room, or if others wait for it; MailboxClosed.
         """
-        if not self._take_slot():
+        if self._room is not None and not self._take_slot():
             raise asyncio.QueueFull(f"{self!r} is full")
         self._add(message)
 
@@ -231,7 +231,8 @@ class Mailbox(Source[_T]):
             self._messages.append(message)
         finally:
             self._sending.pop()
-            self._ring()
+            if self._bell:
+                self._ring()
 
     def _ring(self) -> None:
         try:
