@@ -24,6 +24,7 @@ def test_public_names():
         "EventLoop",
         "EventLoopPolicy",
         "Feature",
+        "Mailbox",
         "__version__",
         "features",
         "install",
