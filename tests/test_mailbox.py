@@ -7,12 +7,13 @@ import itertools
 import random
 import threading
 import time
+from collections import deque
 
 import pytest
 
 import aiounify
 from aiounify import Mailbox, select
-from aiounify.mailbox import MailboxClosed
+from aiounify.mailbox import MailboxClosed, _Sender
 from aiounify.timers import every
 
 
@@ -330,6 +331,69 @@ def test_accepted_until_closed_is_received(backend):
             for function in (send, send, send, close):
                 threads.enter_context(thread(function))
         assert sorted(received) == sorted(accepted)
+
+
+# -- what happens between two steps of another thread, made to happen --------------------
+
+
+async def test_a_sender_that_came_before_the_bell():
+    box = Mailbox()
+
+    class Bell(deque):
+        def append(self, loop):
+            box._messages.append("put before the bell was there")
+            super().append(loop)
+
+    box._bell = Bell()
+    async with asyncio.timeout(40):
+        assert await box.get() == "put before the bell was there"
+    assert not box._bell
+
+
+async def test_closed_before_the_bell():
+    box = Mailbox()
+
+    class Bell(deque):
+        def append(self, loop):
+            box.close()
+            super().append(loop)
+
+    box._bell = Bell()
+    async with asyncio.timeout(40):
+        with pytest.raises(EOFError):
+            await box.get()
+
+
+async def test_closed_while_a_sender_is_about_to_add():
+    box = Mailbox()
+    box._sending.append(None)
+    box.close()
+    with pytest.raises(asyncio.QueueEmpty):
+        box.get_nowait()
+    getting = asyncio.create_task(box.get())
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert not getting.done()
+    box._messages.append("added")
+    box._sending.pop()
+    box._ring()
+    async with asyncio.timeout(40):
+        assert await getting == "added"
+        with pytest.raises(EOFError):
+            await box.get()
+
+
+async def test_nobody_overtakes_those_who_wait():
+    box = Mailbox(2)
+    given = threading.Lock()
+    given.acquire()
+    box._waiting.append(_Sender(given.release))  # has lined up, and has not looked yet
+    with pytest.raises(asyncio.QueueFull):
+        box.put_nowait(1)
+    async with asyncio.timeout(40):
+        await box.put(2)  # lines up behind it, and both are given a slot
+    assert given.acquire(blocking=False)
+    assert not box._room
 
 
 # -- threads and loops -----------------------------------------------------------------
