@@ -12,6 +12,7 @@ own.  `features()` says what this kernel offers.
 from __future__ import annotations
 
 import asyncio
+import importlib
 import sys
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,6 +22,7 @@ from aiounify.loop import EventLoop
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
+    from aiounify.mailbox import Mailbox as Mailbox
     from aiounify.policy import EventLoopPolicy as EventLoopPolicy
     from aiounify.policy import install as install
     from aiounify.selection import select as select
@@ -28,10 +30,22 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = ["EventLoop", "Feature", "__version__", "features", "new_event_loop", "run", "select"]
-__all__ += ["watch"]
+__all__ = [
+    "EventLoop",
+    "Feature",
+    "Mailbox",
+    "__version__",
+    "features",
+    "new_event_loop",
+    "run",
+    "select",
+    "watch",
+]
 if sys.version_info < (3, 16):
     __all__ += ["EventLoopPolicy", "install"]
+
+# imported when asked for: a program that needs the loop alone does not pay for them
+_LAZY = {"Mailbox": "mailbox", "select": "selection", "watch": "watching"}
 
 _T = TypeVar("_T")
 
@@ -71,23 +85,14 @@ def run(
 
 
 def __getattr__(name: str) -> Any:
-    if name == "select":
-        from aiounify.selection import select
-
-        globals()[name] = select
-        return select
-    if name == "watch":
-        from aiounify.watching import watch
-
-        globals()[name] = watch
-        return watch
+    module = _LAZY.get(name)
     if name in ("EventLoopPolicy", "install") and sys.version_info < (3, 16):
-        from aiounify import policy
-
-        value = getattr(policy, name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        module = "policy"
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"aiounify.{module}"), name)
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:

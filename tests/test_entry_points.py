@@ -24,12 +24,14 @@ def test_public_names():
         "EventLoop",
         "EventLoopPolicy",
         "Feature",
+        "Mailbox",
         "__version__",
         "features",
         "install",
         "new_event_loop",
         "run",
         "select",
+        "watch",
     }
     assert set(aiounify.__all__) <= set(dir(aiounify))
     for name in aiounify.__all__:

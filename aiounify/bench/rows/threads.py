@@ -3,9 +3,11 @@
 import asyncio
 import threading
 from collections.abc import Callable
+from functools import partial
 from itertools import repeat
 
 from aiounify.bench.rows.base import LoopRow, Run, noop
+from aiounify.loop import EventLoop
 
 __all__ = ["ROWS"]
 
@@ -52,6 +54,35 @@ def _wake(loop: asyncio.AbstractEventLoop) -> Run:
     return lambda n: _run_beside(loop, ping, n)
 
 
+def _messages(loop: asyncio.AbstractEventLoop) -> Run:
+    """A Mailbox, or what a program without aiounify has: a queue and call_soon_threadsafe()."""
+
+    async def receive(n: int) -> None:
+        if isinstance(loop, EventLoop):
+            from aiounify.mailbox import Mailbox
+
+            box = Mailbox[int]()
+            put: Callable[[int], object] = box.put_nowait
+            get = box.get
+        else:
+            queue: asyncio.Queue[int] = asyncio.Queue()
+            call: Callable[..., object] = loop.call_soon_threadsafe
+            put = partial(call, queue.put_nowait)
+            get = queue.get
+
+        def send() -> None:
+            for i in range(n):
+                put(i)
+
+        sender = threading.Thread(target=send)
+        sender.start()
+        for _ in repeat(None, n):
+            await get()
+        sender.join()
+
+    return lambda n: loop.run_until_complete(receive(n))
+
+
 def _executor(loop: asyncio.AbstractEventLoop) -> Run:
     async def trips(n: int) -> None:
         run_in_executor = loop.run_in_executor
@@ -75,6 +106,13 @@ ROWS = (
         ("loops", "threads"),
         "round trip",
         _wake,
+    ),
+    LoopRow(
+        "mailbox",
+        "A thread sends messages as fast as it can to a task of the loop.",
+        ("loops", "threads"),
+        "message",
+        _messages,
     ),
     LoopRow(
         "executor",
