@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
     from aiounify.loop import EventLoop
 
+_unix_events: Any = asyncio.unix_events  # its type stubs lack the name
+
 
 def _is_handle(file: Any) -> bool:
     """Whether it is a handle of aiounify.files, whose methods are coroutines."""
@@ -125,6 +127,9 @@ async def send_to_socket(
     SendfileNotAvailableError where the kernel cannot do it.  Cancelling it ends it between
     two system calls; the file's position tells how far it came.
     """
+    # asked where asyncio asks, of an interpreter that may have been built without it
+    if not hasattr(_unix_events.os, "sendfile"):
+        raise exceptions.SendfileNotAvailableError("os.sendfile() is not available")
     if sock.gettimeout() is None:
         # sendfile(2) has no flag for it
         raise exceptions.SendfileNotAvailableError("the socket is a blocking one")

@@ -125,6 +125,8 @@ def nothing_left() -> Iterator[None]:
     """No descriptor and no thread may be left behind."""
     descriptors, threads = _descriptors(), set(threading.enumerate())
     yield
+    if (tracker := sys.modules.get("multiprocessing.resource_tracker")) is not None:
+        tracker._resource_tracker._stop()  # a process with a pipe, begun by whoever needs it
     if _descriptors() != descriptors:
         gc.collect()
     deadline = time.monotonic() + 5

@@ -175,9 +175,6 @@ async def test_beside_multiprocessing(by):
     assert (await process.wait(started)).returncode == 12
     assert started.exitcode == 12
     started.close()
-    from multiprocessing import resource_tracker
-
-    resource_tracker._resource_tracker._stop()
 
 
 async def test_somebody_else_takes_the_status(by):

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import threading
 import time
-from multiprocessing import resource_tracker
 from pathlib import Path
 
 import pytest
@@ -22,9 +21,6 @@ from hypothesis import strategies as st
 import aiounify
 from aiounify import sync
 from aiounify.sync import foreign, segment
-
-# One process for all of multiprocessing, and a descriptor that stays: not a test's leak.
-resource_tracker.ensure_running()
 
 
 async def asleep(n=1):
