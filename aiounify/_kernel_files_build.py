@@ -58,7 +58,9 @@ ffibuilder.cdef(
 ffibuilder.set_source(
     "aiounify._kernel_files",
     """
+    #ifndef _GNU_SOURCE
     #define _GNU_SOURCE
+    #endif
     #include <errno.h>
     #include <fcntl.h>
     #include <stdint.h>
