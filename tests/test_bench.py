@@ -638,8 +638,8 @@ def test_report_of_several_runs_has_the_newest_of_each_row() -> None:
     text = document.tables(found)
     assert "| `task` | 2.00k task/s" in text
     assert "| `future` | 7.00 wake-up/s" in text
-    with pytest.raises(ValueError, match="left_out"):
-        document.together([run_of(of(1)), {**run_of(of(2)), "left_out": {}}])
+    with pytest.raises(ValueError, match="the runs differ"):
+        document.together([run_of(of(1)), {**run_of(of(2)), "machine": {}}])
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", "not json"])

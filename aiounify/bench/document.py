@@ -95,14 +95,15 @@ def together(runs: Sequence[_Run]) -> _Run:
     """
     first = runs[0]
     rows = {row["name"]: row for row in first["rows"]}
+    left_out = dict(first["left_out"])
     for run in runs[1:]:
-        for key in ("machine", "left_out"):
-            if run[key] != first[key]:
-                raise ValueError(f"the runs differ in {key!r}: {first[key]} and {run[key]}")
+        if run["machine"] != first["machine"]:
+            raise ValueError(f"the runs differ: {first['machine']} and {run['machine']}")
+        left_out |= run["left_out"]
         if run["options"]["base"] != first["options"]["base"]:
             raise ValueError("the runs are relative to different loops")
         rows |= {row["name"]: row for row in run["rows"]}
-    return {**first, "rows": list(rows.values())}
+    return {**first, "left_out": left_out, "rows": list(rows.values())}
 
 
 def insert(text: str, content: str) -> str:
