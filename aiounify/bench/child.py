@@ -14,9 +14,16 @@ from aiounify.bench.channel import Channel, ClosedError, Command, Reply
 __all__ = ["Child", "ChildError"]
 
 # Conditions that must be the same for every loop.  Hash seeds move dictionary layouts; the asyncio
-# switches turn on debugging.
+# switches turn on debugging.  Without cached bytecode a package in a checkout would be compiled at
+# each import, and one that pip installed would not.
 _SET = {"PYTHONHASHSEED": "0"}
-_DROP = ("PYTHONASYNCIODEBUG", "PYTHONDEVMODE", "PYTHONTRACEMALLOC", "PYTHONFAULTHANDLER")
+_DROP = (
+    "PYTHONASYNCIODEBUG",
+    "PYTHONDEVMODE",
+    "PYTHONTRACEMALLOC",
+    "PYTHONFAULTHANDLER",
+    "PYTHONDONTWRITEBYTECODE",
+)
 _GRACE = 2.0
 
 
