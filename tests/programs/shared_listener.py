@@ -16,7 +16,8 @@ BACKEND = sys.argv[1]
 class Worker(asyncio.Protocol):
     """Answers with the process; after `busy` it does nothing else until it is released."""
 
-    def __init__(self, release):
+    def __init__(self, tell, release):
+        self.tell = tell
         self.release = release
 
     def connection_made(self, transport):
@@ -26,12 +27,17 @@ class Worker(asyncio.Protocol):
         self.transport.write(b"%d" % os.getpid())
         self.transport.close()
         if data == b"busy":
-            asyncio.get_running_loop().call_soon(os.read, self.release, 1)
+            asyncio.get_running_loop().call_soon(self.block)
+
+    def block(self):
+        os.write(self.tell, b"b")
+        os.read(self.release, 1)
+        os.write(self.tell, b"g")
 
 
 async def serve(listener, ready, release):
     loop = asyncio.get_running_loop()
-    await loop.create_server(lambda: Worker(release), sock=listener)
+    await loop.create_server(lambda: Worker(ready, release), sock=listener)
     await asyncio.sleep(0)
     os.write(ready, b"r")
     await asyncio.Event().wait()
@@ -62,10 +68,13 @@ try:
         os.read(ready, 1)
     address = listener.getsockname()
     for _ in range(3):
+        # The answer comes before the worker blocks; until it does, it may accept.
         busy = ask(address, b"busy")
+        os.read(ready, 1)
         (idle,) = set(workers) - {busy}
         assert {ask(address, b"hello") for _ in range(20)} == {idle}
         os.write(let_go, b"g")
+        os.read(ready, 1)  # or the other one might take what is meant for this one
 finally:
     for pid in workers:
         os.kill(pid, 9)
