@@ -657,11 +657,12 @@ def means(request, monkeypatch):
 async def test_multiprocessing_lock(means, kind):
     lock = getattr(mp.get_context("fork"), kind)()
     say, hear, close = pipe()
+    let_go, wait_for_that, close_that = pipe()
 
     def body():
         lock.acquire()
         say()
-        time.sleep(0.05)
+        wait_for_that()
         lock.release()
 
     pid = forked(body)
@@ -669,7 +670,10 @@ async def test_multiprocessing_lock(means, kind):
     cancelled = asyncio.create_task(sync.acquire(lock))
     await asleep()
     cancelled.cancel()
-    assert await sync.acquire(lock)
+    other = asyncio.create_task(sync.acquire(lock))
+    await asleep()
+    let_go()
+    assert await other
     lock.release()
     os.waitpid(pid, 0)
     assert lock.acquire(block=False)  # the cancelled one took nothing
@@ -677,6 +681,7 @@ async def test_multiprocessing_lock(means, kind):
     await asyncio.wait([cancelled])
     assert cancelled.cancelled()
     close()
+    close_that()
 
 
 async def test_multiprocessing_event(means):
