@@ -1,7 +1,8 @@
 """`watch()`: changes of files and directories, awaited.
 
 Why it exists: inotify tells what happened in single directories, in halves of renames and
-with gaps; this tells what happened in a tree.  The native half is `_core/inotify.pyx`.
+with gaps; this tells what happened in a tree.  The native half is `_core/inotify.pyx`, which
+reads, and `_core/watch_tree.pyx`, which knows what is watched.
 
 Rules:
 
@@ -24,9 +25,11 @@ import warnings
 import weakref
 from typing import TYPE_CHECKING, TypeAlias, overload
 
-from aiounify._core import inotify as _native
-from aiounify._core.inotify import Change, Tree
+from aiounify._core import changes as _native
+from aiounify._core.changes import Change
+from aiounify._core.inotify import instance_of
 from aiounify._core.sources import current_loop, taking
+from aiounify._core.watch_tree import Tree
 from aiounify.sources import EMPTY
 
 if TYPE_CHECKING:
@@ -66,7 +69,7 @@ DEFAULT = Kind.MODIFIED | Kind.ATTRIBUTES | Kind.WRITTEN | Kind.MOVED | Kind.CRE
 #: All kinds.
 EVERYTHING = DEFAULT | Kind.ACCESSED | Kind.CLOSED | Kind.OPENED
 
-_native.configure({kind.value: kind for kind in Kind}, EMPTY)
+_native.configure({kind.value: kind for kind in Kind})
 
 # A batch is handed over at the latest after so many times its quiet time.
 _PATIENCE = 20
@@ -125,7 +128,8 @@ class Watch(Tree):
         loop = current_loop("aiounify.watch()")
         if self._began:
             raise RuntimeError(f"{self!r} was begun before; make another one")
-        self._open(loop, self.path, (self.mask | Kind.OVERFLOW).value, self.recursive, self._filter)
+        mask = (self.mask | Kind.OVERFLOW).value
+        self._open(instance_of(loop), self.path, mask, self.recursive, self._filter)
         self._began = True
         _loops.add(loop)
         return self
