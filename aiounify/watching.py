@@ -128,11 +128,14 @@ class Watch(Tree):
         loop = current_loop("aiounify.watch()")
         if self._began:
             raise RuntimeError(f"{self!r} was begun before; make another one")
-        mask = (self.mask | Kind.OVERFLOW).value
-        self._open(instance_of(loop), self.path, mask, self.recursive, self._filter)
+        self._start(loop)
         self._began = True
         _loops.add(loop)
         return self
+
+    def _start(self, loop: EventLoop) -> None:
+        mask = (self.mask | Kind.OVERFLOW).value
+        self._open(instance_of(loop), self.path, mask, self.recursive, self._filter)
 
     async def __aexit__(
         self,
@@ -327,6 +330,7 @@ def watch(
     recursive: bool = False,
     mask: Kind = DEFAULT,
     filter: Filter | None = None,
+    filesystem: bool = False,
     batch: None = None,
 ) -> Watch: ...
 @overload
@@ -336,6 +340,7 @@ def watch(
     recursive: bool = False,
     mask: Kind = DEFAULT,
     filter: Filter | None = None,
+    filesystem: bool = False,
     batch: float,
 ) -> Batches: ...
 def watch(
@@ -344,6 +349,7 @@ def watch(
     recursive: bool = False,
     mask: Kind = DEFAULT,
     filter: Filter | None = None,
+    filesystem: bool = False,
     batch: float | None = None,
 ) -> Watch | Batches:
     """Watch a file, a directory, or with `recursive` all that is below it.
@@ -357,6 +363,11 @@ def watch(
     are told.  `filter(path, is_dir)` is asked once for each name that appears: where it is false
     the name is left out, and a directory not looked into.  With `batch`, a number of seconds,
     lists come instead, when nothing more happened for so long; 0 gives what is there.
+
+    With `filesystem` the file system of `path` is watched as a whole, by fanotify: one mark
+    whatever its size, and told is what happens at and below `path`, a directory.  It needs
+    Linux 5.17 and CAP_SYS_ADMIN with CAP_DAC_READ_SEARCH.  Names are not remembered: see
+    docs/watch.md for what that changes.
 
     The iteration ends when the root is "deleted", "moved" or "unmounted", or after close();
     `reason` says which.  After IN_Q_OVERFLOW a change of kind OVERFLOW is told and the tree
@@ -382,5 +393,10 @@ def watch(
         )
     if batch is not None and not 0 <= batch < float("inf"):
         raise ValueError(f"batch must be a number of seconds, 0 or more, not {batch!r}")
-    made = Watch(found, mask, recursive, filter)
+    if filesystem:
+        from aiounify._filesystem import FilesystemWatch
+
+        made: Watch = FilesystemWatch(found, mask, True, filter)
+    else:
+        made = Watch(found, mask, recursive, filter)
     return made if batch is None else Batches(made, batch)

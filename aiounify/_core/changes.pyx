@@ -134,6 +134,14 @@ cdef class Changes(Source):
             self.touch()
         return 0
 
+    def _tell(self, uint32_t bit, str path not None, str old, bint is_dir, bint found):
+        """Tell whatever the mask, without a wake-up; for what is read in Python."""
+        self.queue.append(change(<object>kind_of[__builtin_ctz(bit)], path, old, is_dir, found))
+
+    def _fail(self, error not None):
+        """It cannot go on."""
+        self.fail(error)
+
     cdef int touch(self) except -1:
         """There is something new; _fire() has to follow before the loop waits again."""
         return 0

@@ -117,7 +117,7 @@ cdef class Tree(Changes):
     """A watch of one file, directory, or tree of directories."""
 
     def _open(self, Forest forest not None, str path not None, uint32_t mask, bint recursive, wanted):
-        """Begin: from here on every change is told."""
+        """Begin: from here on every change is told; without a mask only the end of path."""
         self.begin(mask)
         self.forest = forest
         self.recursive = recursive
@@ -139,7 +139,7 @@ cdef class Tree(Changes):
             error = forest.add(root, fd, &s)
             if error:
                 raise watch_error(error, path)
-            if S_ISDIR(s.st_mode):
+            if mask and S_ISDIR(s.st_mode):
                 c_close(fd)
                 fd = c_open(encoded, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
                 if fd < 0:
@@ -185,6 +185,8 @@ cdef class Tree(Changes):
 
 cdef uint32_t watch_mask(Node node) noexcept:
     cdef uint32_t mask = (node.tree.mask & 0x3f) | NEEDED | IN_MASK_ADD | IN_EXCL_UNLINK
+    if not node.tree.mask:
+        return IN_DELETE_SELF | IN_MOVE_SELF | IN_MASK_ADD
     return mask | IN_ATTRIB if node.parent is None else mask
 
 
