@@ -351,7 +351,12 @@ class FilesystemWatch(Watch):
         place = event.dir, event.name
         if self._gone and mask & (_RENAME | _CREATED | _DELETED):
             for child, where in list(self._gone.items()):
-                if where == place or (mask & _DELETED and where[0] == event.child):
+                if (
+                    where == place
+                    or (mask & _DELETED and where[0] == event.child)
+                    # a rename may replace a directory that is empty by now
+                    or (mask & _RENAME and self._places.get(where[0]) == place)
+                ):
                     self._bury(child)
         if mask & _RENAME:
             old = self._seen(event.old_dir, event.old_name, is_dir)
