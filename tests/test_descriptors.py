@@ -533,3 +533,58 @@ async def test_one_source_in_two_loops(loop_factory, pair):
 
     await asyncio.to_thread(lambda: aiounify.run(other(), loop_factory=loop_factory))
     task.cancel()
+
+
+async def test_a_wait_begun_again_at_once():
+    """The one that was cancelled is still in the kernel, and serves the next."""
+    with EventFD() as counter:
+        for _ in range(3):
+            first = await begun(counter)
+            first.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await first
+            second = await begun(counter)
+            counter.add(5)
+            assert await second == 5
+        # nobody waits when it becomes ready, and it is taken meanwhile
+        first = await begun(counter)
+        first.cancel()
+        await asyncio.wait([first])
+        counter.add(1)
+        assert await counter == 1
+        await asyncio.sleep(0.01)
+        second = await begun(counter)
+        await asyncio.sleep(0.01)
+        assert not second.done()
+        counter.add(2)
+        assert await second == 2
+        first = await begun(counter)
+        first.cancel()
+        await asyncio.wait([first])
+    await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("turns", [0, 3])
+def test_a_wait_begun_again_in_another_loop(loop_factory, turns):
+    async def give_up() -> None:
+        task = await begun(counter)
+        task.cancel()
+        await asyncio.wait([task])
+        for _ in range(turns):
+            await asyncio.sleep(0)
+
+    async def take() -> int:
+        task = await begun(counter)
+        counter.add(7)
+        return await task
+
+    first, second = loop_factory(), loop_factory()
+    with EventFD() as counter, contextlib.closing(first), contextlib.closing(second):
+        for _ in range(3):
+            first.run_until_complete(give_up())
+            assert second.run_until_complete(take()) == 7
+            second.run_until_complete(give_up())
+            assert first.run_until_complete(take()) == 7
+        first.run_until_complete(give_up())
+        first.close()
+        assert second.run_until_complete(take()) == 7
