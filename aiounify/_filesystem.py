@@ -40,9 +40,10 @@ if TYPE_CHECKING:
 
 _OVERFLOW = Kind.OVERFLOW.value
 _CREATED, _DELETED, _MOVED = Kind.CREATED.value, Kind.DELETED.value, Kind.MOVED.value
-_RENAME = 0x10000000
-_ON_DIR = 0x40000000
-# What is not of names, in the order in which it is told if it comes as one event.
+_RENAME = lib.FAN_RENAME
+_ON_DIR = lib.FAN_ONDIR
+# The other bits are those of inotify: of the content, in the order in which they are told when
+# they come as one event.
 _OF_CONTENT = (
     Kind.OPENED.value,
     Kind.ACCESSED.value,

@@ -5,6 +5,8 @@ from typing import Protocol
 from _cffi_backend import FFI
 
 class _Lib(Protocol):
+    FAN_RENAME: int
+    FAN_ONDIR: int
     def au_fan_init(self) -> int: ...
     def au_fan_mark(self, fd: int, mask: int, at: int, /) -> int: ...
     def au_fan_read(

@@ -22,6 +22,10 @@ ffibuilder.cdef(
         uint32_t child, child_len;
     } au_fan_event;
 
+    /* Linux 5.17 */
+    #define FAN_RENAME ...
+    #define FAN_ONDIR ...
+
     int au_fan_init(void);
     int au_fan_mark(int fd, uint64_t mask, int at);
     int au_fan_read(int fd, char *buffer, int size, au_fan_event *events, int room);
@@ -44,6 +48,10 @@ ffibuilder.set_source(
     #include <unistd.h>
 
     /* linux/fanotify.h; Linux 5.9 where nothing is said */
+    #undef FAN_RENAME
+    #define FAN_RENAME 0x10000000 /* 5.17 */
+    #undef FAN_ONDIR
+    #define FAN_ONDIR 0x40000000
     #define CLASS_NOTIF 0x0
     #define CLOEXEC 0x1
     #define NONBLOCK 0x2

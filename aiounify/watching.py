@@ -30,6 +30,7 @@ from aiounify._core.changes import Change
 from aiounify._core.inotify import instance_of
 from aiounify._core.sources import current_loop, taking
 from aiounify._core.watch_tree import Tree
+from aiounify._kernel_events import lib
 from aiounify.sources import EMPTY
 
 if TYPE_CHECKING:
@@ -48,20 +49,20 @@ class Kind(enum.Flag):
     """What happened; `mask` is a union of these.  See inotify(7)."""
 
     # ACCESSED, OPENED and CLOSED are told of files, not of directories.
-    ACCESSED = 0x1
-    MODIFIED = 0x2
-    ATTRIBUTES = 0x4
+    ACCESSED = lib.IN_ACCESS
+    MODIFIED = lib.IN_MODIFY
+    ATTRIBUTES = lib.IN_ATTRIB
     #: A file that was open for writing was closed.
-    WRITTEN = 0x8
+    WRITTEN = lib.IN_CLOSE_WRITE
     #: A file that was not open for writing was closed.
-    CLOSED = 0x10
-    OPENED = 0x20
+    CLOSED = lib.IN_CLOSE_NOWRITE
+    OPENED = lib.IN_OPEN
     #: `old_path` is where it was.
-    MOVED = 0x40
-    CREATED = 0x100
-    DELETED = 0x200
+    MOVED = lib.IN_MOVED_FROM
+    CREATED = lib.IN_CREATE
+    DELETED = lib.IN_DELETE
     #: Events were lost; what changed meanwhile follows, with `found` set.  Always told.
-    OVERFLOW = 0x4000
+    OVERFLOW = lib.IN_Q_OVERFLOW
 
 
 #: What is told without a mask: whatever changes a file or directory.
