@@ -25,7 +25,6 @@ __all__ = ["ROWS"]
 
 _BURST = 4000  # files, created and deleted: less than the kernel's queue holds
 _DIRECTORIES = 10_000
-_MEMORY = "/dev/shm"  # where making so many takes no disk
 # An interval that lets the loop go to sleep between two changes.
 _WRITER = """
 import os, sys, time
@@ -230,7 +229,7 @@ def _burst_c(loop: asyncio.AbstractEventLoop) -> Run:
 
 
 def _tree_path() -> str:
-    folder = tempfile.TemporaryDirectory(dir=_MEMORY if os.access(_MEMORY, os.W_OK) else None)
+    folder = tempfile.TemporaryDirectory()
     _kept.append(folder)
     root = Path(folder.name)
     for i in range(_DIRECTORIES // 100):
