@@ -95,6 +95,8 @@ PRIVATE = (
         "asyncio.unix_events", "ThreadedChildWatcher", "telling foreign child watchers", (3, 14)
     ),
     Private("asyncio.unix_events", "PidfdChildWatcher", "telling foreign child watchers", (3, 14)),
+    Private("asyncio.streams", "StreamReader._wakeup_waiter", "received() of a stream"),
+    Private("asyncio.streams", "StreamReader._maybe_resume_transport", "received() of a stream"),
     # concurrent.futures: ThreadCall stands in a pool's queue
     Private("concurrent.futures.thread", "_global_shutdown_lock", "run_in_executor"),
     Private("concurrent.futures.thread", "_shutdown", "run_in_executor"),
@@ -115,6 +117,9 @@ PROPERTIES = (
     "_task_factory",
     "_thread_id",
 )
+
+# Attributes of a StreamReader that received() uses.
+READER_ATTRIBUTES = ("_buffer", "_eof", "_exception", "_paused", "_transport", "_waiter")
 
 # Attributes that ThreadPoolExecutor's constructor sets and run_in_executor uses.
 POOL_ATTRIBUTES = ("_broken", "_shutdown", "_shutdown_lock", "_work_queue")

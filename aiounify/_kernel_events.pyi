@@ -5,6 +5,17 @@ from typing import Protocol
 from _cffi_backend import FFI
 
 class _Lib(Protocol):
+    IN_ACCESS: int
+    IN_MODIFY: int
+    IN_ATTRIB: int
+    IN_CLOSE_WRITE: int
+    IN_CLOSE_NOWRITE: int
+    IN_OPEN: int
+    IN_MOVED_FROM: int
+    IN_CREATE: int
+    IN_DELETE: int
+    IN_Q_OVERFLOW: int
+    def au_inotify_init(self) -> int: ...
     def au_timerfd_create(self, clock: int, /) -> int: ...
     def au_timerfd_set(self, fd: int, when_ns: int, told: int, /) -> int: ...
     def au_waitid(self, by_pidfd: int, id: int, peek: int, found: FFI.CData, /) -> int: ...

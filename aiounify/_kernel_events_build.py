@@ -1,4 +1,4 @@
-"""Builds aiounify._kernel_events: timerfd, waitid with resource usage, and the signal relay.
+"""Builds aiounify._kernel_events: inotify's and timerfd's ABI, waitid, and the signal relay.
 
 cffi in API mode.  The relay is a signal handler in C: Python's own says which signal came, but
 not who sent it.  See aiounify/signals.py for why it is a handler and not a signalfd.  Run by
@@ -11,6 +11,20 @@ ffibuilder = FFI()
 
 ffibuilder.cdef(
     """
+    /* inotify(7), Linux 2.6.13: what Kind is made of.  Reading events, once for each, and adding
+       watches, once for each directory, is in _core/inotify.pyx. */
+    #define IN_ACCESS ...
+    #define IN_MODIFY ...
+    #define IN_ATTRIB ...
+    #define IN_CLOSE_WRITE ...
+    #define IN_CLOSE_NOWRITE ...
+    #define IN_OPEN ...
+    #define IN_MOVED_FROM ...
+    #define IN_CREATE ...
+    #define IN_DELETE ...
+    #define IN_Q_OVERFLOW ...
+    int au_inotify_init(void);
+
     /* timerfd_create(2), Linux 2.6.25; a set clock is told from 3.0 on */
     int au_timerfd_create(int clock);
     int au_timerfd_set(int fd, int64_t when_ns, int told);
@@ -45,6 +59,7 @@ ffibuilder.set_source(
     #include <stdatomic.h>
     #include <stdint.h>
     #include <string.h>
+    #include <sys/inotify.h>
     #include <sys/resource.h>
     #include <sys/syscall.h>
     #include <sys/timerfd.h>
@@ -54,6 +69,11 @@ ffibuilder.set_source(
     #ifndef TFD_TIMER_CANCEL_ON_SET
     #define TFD_TIMER_CANCEL_ON_SET 2
     #endif
+
+    static int au_inotify_init(void)
+    {
+        return inotify_init1(IN_NONBLOCK | IN_CLOEXEC);
+    }
 
     static int au_timerfd_create(int clock)
     {

@@ -52,3 +52,51 @@ def multiprocessing_locks() -> Feature:
     if reason:
         return Feature(False, f"{reason}; instead: asked every 1 to 20 ms")
     return Feature(True, "the futex word of the C library's semaphore")
+
+
+def inotify_offered() -> Feature:
+    """inotify_init1(2): aiounify.watch()."""
+    from aiounify._kernel_events import ffi, lib
+
+    fd = lib.au_inotify_init()
+    if fd < 0:
+        return Feature(False, _refusal(ffi.errno, "2.6.27"))
+    os.close(fd)
+    return Feature(True, "inotify")
+
+
+def fanotify_offered() -> Feature:
+    """fanotify_init(2) with names and renames: aiounify.watch(filesystem=True)."""
+    from aiounify._kernel_fanotify import ffi, lib
+
+    fd = lib.au_fan_init()
+    if fd >= 0:
+        os.close(fd)
+        return Feature(True, "fanotify")
+    if ffi.errno == errno.EPERM:
+        return Feature(False, "refused: needs CAP_SYS_ADMIN (EPERM)")
+    if ffi.errno in (errno.EINVAL, errno.ENOSYS):
+        return Feature(False, f"needs Linux 5.17 ({errno.errorcode[ffi.errno]})")
+    return Feature(False, _refusal(ffi.errno, "5.17"))
+
+
+def timerfd_offered(clock: int) -> Feature:
+    """timerfd_create(2): sleep_until() and every() on CLOCK_REALTIME and CLOCK_BOOTTIME."""
+    from aiounify._kernel_events import ffi, lib
+
+    fd = lib.au_timerfd_create(clock)
+    if fd < 0:
+        return Feature(False, _refusal(ffi.errno, "3.15"))
+    os.close(fd)
+    return Feature(True, "timerfd")
+
+
+def pressure_offered() -> Feature:
+    """/proc/pressure: triggers awaited by aiounify.events.priority()."""
+    try:
+        with open("/proc/pressure/cpu") as f:
+            f.read()
+    except OSError as exc:
+        why = f"{exc.strerror} ({errno.errorcode.get(exc.errno or 0, exc.errno)})"
+        return Feature(False, f"/proc/pressure: {why}")
+    return Feature(True, "/proc/pressure")

@@ -20,16 +20,19 @@ one descriptor, and all go into select().
 
 from __future__ import annotations
 
+import asyncio
 import select as _select
 import socket
 from array import array
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, overload
 
 from aiounify._core.descriptors import EventCounter, Readiness, Received
 from aiounify.sources import current_loop
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+    from aiounify._stream_source import StreamData
 
 __all__ = [
     "EventFD",
@@ -130,13 +133,24 @@ def error_queue(sock: int | HasFileno) -> Readiness:
     return Readiness(sock, 0)
 
 
-def received(sock: socket.socket, size: int = 65536) -> Received:
-    """What arrives at a socket, as a source: bytes, at most `size` each time.
+@overload
+def received(sock: socket.socket, size: int = 65536) -> Received: ...
+@overload
+def received(sock: asyncio.StreamReader, size: int = 65536) -> StreamData: ...
+def received(
+    sock: socket.socket | asyncio.StreamReader, size: int = 65536
+) -> Received | StreamData:
+    """What arrives at a socket or stream, as a source: bytes, at most `size` each time.
 
     `await received(sock)` is one receive; iterating goes on to the end of the stream, which
     is given as b"" first.  Errors of the socket are OSErrors.  Nothing is received before
-    a task takes it, so a loser of a select() leaves the bytes in the socket.
+    a task takes it, so a loser of a select() leaves the bytes in the socket, or in the
+    asyncio.StreamReader.  RuntimeError if another coroutine waits for the same reader.
     """
+    if isinstance(sock, asyncio.StreamReader):
+        from aiounify._stream_source import StreamData
+
+        return StreamData(sock, size)
     return Received(sock, size)
 
 

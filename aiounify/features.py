@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import NamedTuple
 
 from aiounify._core.uring import probe
@@ -29,15 +30,21 @@ def features() -> dict[str, Feature]:
     """Per capability whether it is on and, if not, why.
 
     Keys: "io_uring", "epoll", "uring_..." for single operations and ring flags,
-    "pidfd", "futex_waitv", "robust_locks", "multiprocessing_locks".  Nothing is kept open.
+    "pidfd", "futex_waitv", "robust_locks", "multiprocessing_locks", "inotify", "fanotify" (a
+    whole file system watched), "timerfd_realtime", "timerfd_boottime", "pressure".  Nothing is
+    kept open.
     Values are
     (on, detail); detail says by which means, or the reason.
     """
     from aiounify._kernel_probe import (
+        fanotify_offered,
         futex_waitv_offered,
+        inotify_offered,
         multiprocessing_locks,
         pidfd_offered,
+        pressure_offered,
         robust_offered,
+        timerfd_offered,
     )
 
     found = probe()
@@ -66,6 +73,11 @@ def features() -> dict[str, Feature]:
     table["futex_waitv"] = futex_waitv_offered()
     table["robust_locks"] = robust_offered()
     table["multiprocessing_locks"] = multiprocessing_locks()
+    table["inotify"] = inotify_offered()
+    table["fanotify"] = fanotify_offered()
+    table["timerfd_realtime"] = timerfd_offered(time.CLOCK_REALTIME)
+    table["timerfd_boottime"] = timerfd_offered(time.CLOCK_BOOTTIME)
+    table["pressure"] = pressure_offered()
     return table
 
 

@@ -14,9 +14,10 @@ Why it exists: asyncio's queues belong to one loop, those of `queue` block a who
 
 How it works, and what has to be kept:
 
-* There is no lock: each step is one operation on a deque, which is atomic under the GIL.  A
-  lock could be held by a thread that lost the GIL, which costs the others system calls, and by
-  the very code that a signal handler or a finalizer interrupts to put something, for ever.
+* There is no lock: each step is one operation on a deque or one function of
+  `_core/mailbox.pyx`, which is atomic under the GIL.  A lock could be held by a thread that lost
+  the GIL, which costs the others system calls, and by the very code that a signal handler or a
+  finalizer interrupts to put something, for ever.
 * Where two sides could miss each other, each first says what it did and then looks at what the
   other said.  A receiver hangs up the bell and then looks for messages; a sender adds its
   message and then looks for the bell.
@@ -28,9 +29,8 @@ How it works, and what has to be kept:
   `_waiting`, and is given a slot, not served: the message is added by the sender itself when
   it goes on, so one that is cancelled has put nothing, and passes its slot on.  Nobody
   overtakes those who wait.
-* **The end.**  A message that was accepted is received: a sender notes that it is about to add
-  (`_sending`) before it looks whether the mailbox is closed, and the receiver does not end
-  before all such notes are gone.
+* **The end.**  A message that was accepted is received: whether the mailbox is closed is looked
+  at in the step that adds the message, and the receiver ends when it is closed and empty.
 * The receiver takes in its own loop's thread, and by take() only (see sources.py), so a
   cancelled one has lost nothing.
 * The mailbox owns the messages; nothing is copied.  A loop that is closed closes the mailboxes
@@ -48,21 +48,19 @@ from collections import deque
 from contextlib import suppress
 from functools import partial
 from itertools import repeat
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from aiounify.sources import EMPTY, Nothing, Source, current_loop, taking
+from aiounify._core.mailbox import Post
+from aiounify.sources import EMPTY, current_loop
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Generator
+    from collections.abc import Callable, Generator
 
     from aiounify.loop import EventLoop
 
 __all__ = ["Mailbox", "MailboxClosed"]
 
 _T = TypeVar("_T")
-
-# messages received in a row before the loop gets a turn
-_STREAK = 64
 
 # The mailboxes that are received in a loop.
 _received: weakref.WeakKeyDictionary[EventLoop, weakref.WeakSet[Mailbox[Any]]] = (
@@ -104,7 +102,7 @@ def _close_all(mailboxes: weakref.WeakSet[Mailbox[Any]]) -> None:
         mailbox._shut("the event loop that receives from it is closed")
 
 
-class Mailbox(Source[_T]):
+class Mailbox(Post[_T]):
     """A queue of messages to one event loop from any thread.
 
     `maxsize` is how many messages it holds; 0 means without a bound.  It can be made anywhere.
@@ -118,19 +116,15 @@ class Mailbox(Source[_T]):
     A put is followed by a system call only if the receiving loop sleeps at that moment.
     """
 
-    _owner: EventLoop | None = None
-
     def __init__(self, maxsize: int = 0) -> None:
         if maxsize < 0:
             raise ValueError(f"maxsize is a number of messages, or 0 for no bound, not {maxsize}")
         self._maxsize = maxsize
-        self._messages: deque[_T] = deque()
-        self._bell: deque[EventLoop] = deque()
-        self._room: deque[None] | None = deque(repeat(None, maxsize)) if maxsize else None
-        self._waiting: deque[_Sender] = deque()
-        self._sending: deque[None] = deque()
-        self._closed = ""  # or why nothing can be put any more
-        self._streak = 0
+        self._messages = deque()
+        self._bell = deque()
+        self._room = deque(repeat(None, maxsize)) if maxsize else None
+        self._waiting = deque()
+        self._closed = ""
 
     def __repr__(self) -> str:
         size = f"{len(self)} of {self._maxsize}" if self._maxsize else f"{len(self)}"
@@ -154,15 +148,6 @@ class Mailbox(Source[_T]):
         return bool(self._closed)
 
     # -- sending ----------------------------------------------------------------
-
-    def put_nowait(self, message: _T) -> None:
-        """Put a message, from any thread or signal handler.
-
-        asyncio.QueueFull if there is no room, or if others wait for it; MailboxClosed.
-        """
-        if self._room is not None and not self._take_slot():
-            raise asyncio.QueueFull(f"{self!r} is full")
-        self._add(message)
 
     async def put(self, message: _T) -> None:
         """Put a message, from any event loop; waits while the mailbox is full.
@@ -222,17 +207,8 @@ class Mailbox(Source[_T]):
         self._ring()
         self._hand_out()
 
-    def _add(self, message: _T) -> None:
-        """Add a message, a slot having been taken for it."""
-        self._sending.append(None)
-        try:
-            if self._closed:
-                raise MailboxClosed(f"cannot put into {self!r}: {self._closed}")
-            self._messages.append(message)
-        finally:
-            self._sending.pop()
-            if self._bell:
-                self._ring()
+    def _refuse(self) -> None:
+        raise MailboxClosed(f"cannot put into {self!r}: {self._closed}")
 
     def _ring(self) -> None:
         try:
@@ -243,17 +219,6 @@ class Mailbox(Source[_T]):
             loop.call_soon_threadsafe(self._fire)
 
     # -- slots ------------------------------------------------------------------
-
-    def _take_slot(self) -> bool:
-        if self._room is None or self._closed:
-            return True
-        if self._waiting:
-            return False
-        try:
-            self._room.pop()
-        except IndexError:
-            return False
-        return True
 
     def _free_slot(self) -> None:
         if self._room is not None:
@@ -305,15 +270,8 @@ class Mailbox(Source[_T]):
 
     # -- receiving ----------------------------------------------------------------
 
-    async def get(self) -> _T:
-        """The next message.
-
-        A cancelled get has taken nothing.  EOFError once the mailbox is closed and empty.
-        """
-        try:
-            return await self.__anext__()
-        except StopAsyncIteration:
-            raise EOFError(f"no message is left in {self!r}: {self._closed}") from None
+    def _is_over(self) -> None:
+        raise EOFError(f"no message is left in {self!r}: {self._closed}") from None
 
     def get_nowait(self) -> _T:
         """The next message, if there is one; in the thread of the receiving loop.
@@ -328,28 +286,12 @@ class Mailbox(Source[_T]):
             raise asyncio.QueueEmpty(f"{self!r} is empty")
         return message
 
-    def __aiter__(self) -> Self:
-        return self
-
-    def __anext__(self) -> Awaitable[_T]:
-        if self._owner is not asyncio._get_running_loop():
-            self._bind()
-        # other threads may fill it as fast as it is emptied
-        self._streak += 1
-        return taking(self) if self._streak < _STREAK else self._next_turn()
-
     def __await__(self) -> Generator[Any, Any, _T]:
         return self.__anext__().__await__()
 
-    async def _next_turn(self) -> _T:
-        self._streak = 0
-        await asyncio.sleep(0)
-        return await taking(self)
-
     def _bind(self) -> None:
         loop = current_loop(self)
-        # setdefault: of two loops that try at once one must win
-        owner = self.__dict__.setdefault("_owner", loop)
+        owner = self._claim(loop)
         if owner is not loop:
             if self._closed:
                 return
@@ -359,32 +301,3 @@ class Mailbox(Source[_T]):
             mailboxes = _received[loop] = weakref.WeakSet()
             loop._close_with(partial(_close_all, mailboxes))
         mailboxes.add(self)
-
-    def take(self) -> _T | Nothing:
-        """A message that is there, or EMPTY; see aiounify.sources."""
-        try:
-            message = self._messages.popleft()
-        except IndexError:
-            # in this order: who is not in _sending by now finds the mailbox closed
-            if self._closed and not self._sending and not self._messages:
-                raise StopAsyncIteration from None
-            return EMPTY
-        if self._room is not None:
-            self._free_slot()
-        return message
-
-    def arm(self, ready: Callable[[], object]) -> None:
-        """Call ready() once when there may be a message; see aiounify.sources."""
-        if self._owner is not asyncio._get_running_loop():
-            self._bind()
-        super().arm(ready)
-
-    def _begin(self) -> None:
-        self._streak = 0
-        self._bell.append(self._loop)
-        if self._messages or (self._closed and not self._sending):
-            self._bell.clear()
-            self._fire()
-
-    def _withdraw(self) -> None:
-        self._bell.clear()

@@ -48,22 +48,6 @@ class Selection(_native.Selection[_T]):
     add() and remove().  A cancelled await has taken nothing.
     """
 
-    def __init__(
-        self,
-        sources: tuple[SourceLike[_T] | Awaitable[_T], ...],
-        *,
-        return_exceptions: bool = False,
-    ) -> None:
-        super().__init__(return_exceptions)
-        self._tasks: dict[int, asyncio.Future[_T]] = {}
-        _native.current_loop("aiounify.select()")
-        try:
-            for source in sources:
-                self.add(source)
-        except BaseException:
-            self.close()
-            raise
-
     @property
     def sources(self) -> list[Any]:
         """What is in the selection and has not ended, in the order of adding."""
@@ -82,36 +66,28 @@ class Selection(_native.Selection[_T]):
                 task.cancel()
             raise
         if task is not None:
-            self._tasks[id(source)] = task
-            task.add_done_callback(lambda _: self._tasks.pop(id(source), None))
+            self._own(source, task)
 
     def remove(self, source: SourceLike[_T] | Awaitable[_T]) -> None:
         """Withdraw a source; what it has stays in it.  KeyError if it is not here."""
         self._pop(source)
-        task = self._tasks.pop(id(source), None)
-        if task is not None:
+        if self._tasks and (task := self._tasks.pop(id(source), None)) is not None:
             task.cancel()
 
     def close(self) -> None:
         """Withdraw all sources, and cancel the tasks that were made for them."""
         self._clear()
-        for task in list(self._tasks.values()):
+        for task in list((self._tasks or {}).values()):
             task.cancel()
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        tasks = list(self._tasks.values())
+        tasks = list((self._tasks or {}).values())
         self.close()
         if tasks:
             await asyncio.wait(tasks)
-
-    def __del__(self) -> None:
-        for task in self.__dict__.get("_tasks", {}).values():
-            if not task.get_loop().is_closed():
-                task.cancel()
-        super().__del__()
 
     def __repr__(self) -> str:
         return f"<Selection of {len(self)} sources>"

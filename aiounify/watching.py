@@ -1,7 +1,8 @@
 """`watch()`: changes of files and directories, awaited.
 
 Why it exists: inotify tells what happened in single directories, in halves of renames and
-with gaps; this tells what happened in a tree.  The native half is `_core/inotify.pyx`.
+with gaps; this tells what happened in a tree.  The native half is `_core/inotify.pyx`, which
+reads, and `_core/watch_tree.pyx`, which knows what is watched.
 
 Rules:
 
@@ -24,9 +25,12 @@ import warnings
 import weakref
 from typing import TYPE_CHECKING, TypeAlias, overload
 
-from aiounify._core import inotify as _native
-from aiounify._core.inotify import Change, Tree
+from aiounify._core import changes as _native
+from aiounify._core.changes import Change
+from aiounify._core.inotify import instance_of
 from aiounify._core.sources import current_loop, taking
+from aiounify._core.watch_tree import Tree
+from aiounify._kernel_events import lib
 from aiounify.sources import EMPTY
 
 if TYPE_CHECKING:
@@ -45,20 +49,20 @@ class Kind(enum.Flag):
     """What happened; `mask` is a union of these.  See inotify(7)."""
 
     # ACCESSED, OPENED and CLOSED are told of files, not of directories.
-    ACCESSED = 0x1
-    MODIFIED = 0x2
-    ATTRIBUTES = 0x4
+    ACCESSED = lib.IN_ACCESS
+    MODIFIED = lib.IN_MODIFY
+    ATTRIBUTES = lib.IN_ATTRIB
     #: A file that was open for writing was closed.
-    WRITTEN = 0x8
+    WRITTEN = lib.IN_CLOSE_WRITE
     #: A file that was not open for writing was closed.
-    CLOSED = 0x10
-    OPENED = 0x20
+    CLOSED = lib.IN_CLOSE_NOWRITE
+    OPENED = lib.IN_OPEN
     #: `old_path` is where it was.
-    MOVED = 0x40
-    CREATED = 0x100
-    DELETED = 0x200
+    MOVED = lib.IN_MOVED_FROM
+    CREATED = lib.IN_CREATE
+    DELETED = lib.IN_DELETE
     #: Events were lost; what changed meanwhile follows, with `found` set.  Always told.
-    OVERFLOW = 0x4000
+    OVERFLOW = lib.IN_Q_OVERFLOW
 
 
 #: What is told without a mask: whatever changes a file or directory.
@@ -66,7 +70,7 @@ DEFAULT = Kind.MODIFIED | Kind.ATTRIBUTES | Kind.WRITTEN | Kind.MOVED | Kind.CRE
 #: All kinds.
 EVERYTHING = DEFAULT | Kind.ACCESSED | Kind.CLOSED | Kind.OPENED
 
-_native.configure({kind.value: kind for kind in Kind}, EMPTY)
+_native.configure({kind.value: kind for kind in Kind})
 
 # A batch is handed over at the latest after so many times its quiet time.
 _PATIENCE = 20
@@ -125,10 +129,14 @@ class Watch(Tree):
         loop = current_loop("aiounify.watch()")
         if self._began:
             raise RuntimeError(f"{self!r} was begun before; make another one")
-        self._open(loop, self.path, (self.mask | Kind.OVERFLOW).value, self.recursive, self._filter)
+        self._start(loop)
         self._began = True
         _loops.add(loop)
         return self
+
+    def _start(self, loop: EventLoop) -> None:
+        mask = (self.mask | Kind.OVERFLOW).value
+        self._open(instance_of(loop), self.path, mask, self.recursive, self._filter)
 
     async def __aexit__(
         self,
@@ -323,6 +331,7 @@ def watch(
     recursive: bool = False,
     mask: Kind = DEFAULT,
     filter: Filter | None = None,
+    filesystem: bool = False,
     batch: None = None,
 ) -> Watch: ...
 @overload
@@ -332,6 +341,7 @@ def watch(
     recursive: bool = False,
     mask: Kind = DEFAULT,
     filter: Filter | None = None,
+    filesystem: bool = False,
     batch: float,
 ) -> Batches: ...
 def watch(
@@ -340,6 +350,7 @@ def watch(
     recursive: bool = False,
     mask: Kind = DEFAULT,
     filter: Filter | None = None,
+    filesystem: bool = False,
     batch: float | None = None,
 ) -> Watch | Batches:
     """Watch a file, a directory, or with `recursive` all that is below it.
@@ -353,6 +364,11 @@ def watch(
     are told.  `filter(path, is_dir)` is asked once for each name that appears: where it is false
     the name is left out, and a directory not looked into.  With `batch`, a number of seconds,
     lists come instead, when nothing more happened for so long; 0 gives what is there.
+
+    With `filesystem` the file system of `path` is watched as a whole, by fanotify: one mark
+    whatever its size, and told is what happens at and below `path`, a directory.  It needs
+    Linux 5.17 and CAP_SYS_ADMIN with CAP_DAC_READ_SEARCH.  Names are not remembered: see
+    docs/watch.md for what that changes.
 
     The iteration ends when the root is "deleted", "moved" or "unmounted", or after close();
     `reason` says which.  After IN_Q_OVERFLOW a change of kind OVERFLOW is told and the tree
@@ -378,5 +394,10 @@ def watch(
         )
     if batch is not None and not 0 <= batch < float("inf"):
         raise ValueError(f"batch must be a number of seconds, 0 or more, not {batch!r}")
-    made = Watch(found, mask, recursive, filter)
+    if filesystem:
+        from aiounify._filesystem import FilesystemWatch
+
+        made: Watch = FilesystemWatch(found, mask, True, filter)
+    else:
+        made = Watch(found, mask, recursive, filter)
     return made if batch is None else Batches(made, batch)

@@ -32,8 +32,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import aiounify
-from aiounify import files
-from aiounify.events import EventFD, readable, recv_fds
+from aiounify import files, process
+from aiounify.events import EventFD, error_queue, readable, recv_fds
 from aiounify.features import backend_line
 from aiounify.futex import Futex
 from aiounify.signals import signals
@@ -42,6 +42,7 @@ from aiounify.timers import after, every
 CLIENT = Path(__file__).with_name("tour_client.py")
 SECONDS_PER_EVENT = 5.0
 CLOCK_SECONDS = 0.02
+IP_RECVERR = 11  # ip(7)
 
 
 class Wakeup(NamedTuple):
@@ -116,6 +117,12 @@ class Mechanisms:
             self.futex = "FUTEX_WAIT in the ring"
         else:
             self.futex = "futex_waitv in a thread, eventfd"
+        if backend == "uring" and found["uring_waitid"].on:
+            self.waited = "WAITID in the ring"
+        elif found["pidfd"].on:
+            self.waited = f"pidfd, {self.poll}"
+        else:
+            self.waited = "waitid in a thread, eventfd"
         if found["pidfd"].on:
             self.child = f"pidfd, {self.readiness}"
         else:
@@ -311,6 +318,19 @@ async def child_exit(tour: Tour) -> Wakeup:
     return Wakeup(tour.by.child, now - cause)
 
 
+@event("child with its usage", "child exits")
+async def child_with_usage(tour: Tour) -> Wakeup:
+    note = tour.folder / "ended"
+    program = "import sys, time; open(sys.argv[1], 'w').write(str(time.monotonic_ns()))"
+    command = [sys.executable, "-SEc", program, str(note)]
+    child = os.posix_spawn(sys.executable, command, os.environ)  # noqa: ASYNC221
+    ended = await process.wait(child)
+    now = time.monotonic_ns()
+    assert ended.returncode == 0
+    assert ended.rusage.ru_maxrss > 0
+    return Wakeup(tour.by.waited, now - int(note.read_text()))
+
+
 @event("signal", "client sends SIGUSR1")
 async def signal_arrives(tour: Tour) -> Wakeup:
     arrived = tour.loop.create_future()
@@ -362,6 +382,42 @@ async def thread_wakes(tour: Tour) -> Wakeup:
     now = time.monotonic_ns()
     thread.join()
     return Wakeup(tour.by.thread, now - cause)
+
+
+@event("message from a thread", "thread: Mailbox.put_nowait")
+async def message_arrives(tour: Tour) -> Wakeup:
+    box = aiounify.Mailbox[int]()
+
+    def other_thread() -> None:
+        time.sleep(CLOCK_SECONDS)
+        box.put_nowait(time.monotonic_ns())
+
+    thread = threading.Thread(target=other_thread)
+    thread.start()
+    cause = await box.get()
+    now = time.monotonic_ns()
+    thread.join()
+    return Wakeup(tour.by.thread, now - cause)
+
+
+@event("socket error queue", "the kernel: nobody has that port")
+async def error_queued(tour: Tour) -> Wakeup:
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as nobody,
+    ):
+        nobody.bind(("127.0.0.1", 0))
+        sock.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
+        sock.connect(nobody.getsockname())
+        nobody.close()
+        cause = time.monotonic_ns() + int(CLOCK_SECONDS * 1e9)
+        sends = tour.loop.call_at(cause / 1e9, sock.send, b"x")
+        await error_queue(sock)
+        now = time.monotonic_ns()
+        data, *_ = sock.recvmsg(1, 512, socket.MSG_ERRQUEUE)
+    assert data == b"x"
+    assert not sends.cancelled()
+    return Wakeup(tour.by.poll, now - cause)
 
 
 @event("DNS lookup of localhost", "the call; includes the lookup")

@@ -106,6 +106,35 @@ def test_thread_pool_runs_work_items_from_its_queue():
         pool.shutdown()
 
 
+async def test_readers_wake_whoever_stands_in_the_place_of_their_waiter():
+    class Waiter:
+        def __init__(self):
+            self.seen = []
+
+        def cancelled(self):
+            return False
+
+        def set_result(self, result):
+            self.seen.append(result)
+
+        def set_exception(self, exc):
+            self.seen.append(exc)
+
+    reader, waiter, error = asyncio.StreamReader(), Waiter(), OSError()
+    for name in private.READER_ATTRIBUTES:
+        assert hasattr(reader, name), name
+    reader._waiter = waiter
+    reader.feed_data(b"x")
+    assert reader._waiter is None and reader._buffer == b"x"
+    reader._waiter = waiter
+    reader.set_exception(error)
+    assert reader._waiter is None and reader._exception is error
+    reader._waiter = waiter
+    reader.feed_eof()
+    assert reader._waiter is None and reader._eof
+    assert waiter.seen == [None, error, None]
+
+
 def test_executor_takes_the_short_way():
     # Where the names above are gone, run_in_executor silently goes asyncio's way; say so.
     from aiounify import executor

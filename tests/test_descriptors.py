@@ -454,6 +454,58 @@ async def test_received(pair):
     assert b"".join(got) == big
 
 
+async def test_received_of_a_stream(pair):
+    a, b = pair
+    reader, writer = await asyncio.open_connection(sock=a, limit=1000)
+    there = received(reader, 4000)
+    task = await begun(there)
+    with pytest.raises(RuntimeError, match="waiting"):
+        await reader.read(1)
+    with pytest.raises(RuntimeError, match="waits"):
+        await received(reader)
+    b.send(b"one")
+    assert await task == b"one"
+    # no task, and what a loser was told of stays in the reader
+    never = asyncio.get_running_loop().create_future()
+    tasks = len(asyncio.all_tasks())
+    async with aiounify.select(there, never) as events:
+        waiting = await begun(events)
+        assert len(asyncio.all_tasks()) == tasks + 1
+        b.send(b"two")
+        while not reader._buffer:
+            await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+    assert await reader.read(2) == b"tw"
+    assert await there == b"o"
+    # more than the reader's limit, which pauses the connection
+    big = bytes(range(256)) * 200
+    sending = asyncio.create_task(asyncio.to_thread(lambda: (b.sendall(big), b.close())))
+    got = []
+    async with asyncio.timeout(20):
+        async for data in there:
+            assert len(data) <= 4000
+            got.append(data)
+    await sending
+    assert got.pop() == b""
+    assert b"".join(got) == big
+    writer.close()
+    await writer.wait_closed()
+    reader.set_exception(ConnectionResetError())
+    with pytest.raises(ConnectionResetError):
+        await received(reader)
+    with pytest.raises(ValueError, match="size"):
+        received(reader, 0)
+
+
+async def test_a_stream_that_fails_while_it_is_awaited():
+    reader = asyncio.StreamReader()
+    task = await begun(received(reader))
+    reader.set_exception(ConnectionResetError())
+    with pytest.raises(ConnectionResetError):
+        await task
+
+
 async def test_received_error(tcp):
     a, b = tcp
     task = await begun(received(a))
@@ -533,3 +585,58 @@ async def test_one_source_in_two_loops(loop_factory, pair):
 
     await asyncio.to_thread(lambda: aiounify.run(other(), loop_factory=loop_factory))
     task.cancel()
+
+
+async def test_a_wait_begun_again_at_once():
+    """The one that was cancelled is still in the kernel, and serves the next."""
+    with EventFD() as counter:
+        for _ in range(3):
+            first = await begun(counter)
+            first.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await first
+            second = await begun(counter)
+            counter.add(5)
+            assert await second == 5
+        # nobody waits when it becomes ready, and it is taken meanwhile
+        first = await begun(counter)
+        first.cancel()
+        await asyncio.wait([first])
+        counter.add(1)
+        assert await counter == 1
+        await asyncio.sleep(0.01)
+        second = await begun(counter)
+        await asyncio.sleep(0.01)
+        assert not second.done()
+        counter.add(2)
+        assert await second == 2
+        first = await begun(counter)
+        first.cancel()
+        await asyncio.wait([first])
+    await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("turns", [0, 3])
+def test_a_wait_begun_again_in_another_loop(loop_factory, turns):
+    async def give_up() -> None:
+        task = await begun(counter)
+        task.cancel()
+        await asyncio.wait([task])
+        for _ in range(turns):
+            await asyncio.sleep(0)
+
+    async def take() -> int:
+        task = await begun(counter)
+        counter.add(7)
+        return await task
+
+    first, second = loop_factory(), loop_factory()
+    with EventFD() as counter, contextlib.closing(first), contextlib.closing(second):
+        for _ in range(3):
+            first.run_until_complete(give_up())
+            assert second.run_until_complete(take()) == 7
+            second.run_until_complete(give_up())
+            assert first.run_until_complete(take()) == 7
+        first.run_until_complete(give_up())
+        first.close()
+        assert second.run_until_complete(take()) == 7

@@ -165,6 +165,13 @@ def test_unmounting(run_program, backend):
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
 
 
+def test_bind_mounts(run_program, backend):
+    done = run_program("watch_bind_mounts", check=False, AIOUNIFY_BACKEND=backend)
+    if done.returncode == 77:
+        pytest.skip(f"mounting is not allowed: {done.stdout}")
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+
+
 MAKER = """
 import os, sys
 for i in range(300):

@@ -55,7 +55,7 @@ cdef class Deadline(Source):
 
     cpdef object _begin(self):
         if self.clock_id == CLOCK_MONOTONIC:
-            self.set_for = self.loop.timer_at(self.due, self._rang)
+            self.set_for = self.loop.timer_at(self.due, self)
         else:
             self.set_for = _clock_of(self.loop, self.clock_id).add(self, self.due)
 
@@ -63,6 +63,11 @@ cdef class Deadline(Source):
         set_for, self.set_for = self.set_for, None
         if set_for is not None:
             set_for.cancel()
+
+    def __call__(self):
+        """The time has come; it is the timer's callback, which spares a bound method."""
+        self.set_for = None
+        self._fire()
 
     def _rang(self):
         self.set_for = None

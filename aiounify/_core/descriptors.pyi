@@ -1,5 +1,5 @@
 from collections.abc import Awaitable, Iterable
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, final
 
 from typing_extensions import disjoint_base
 
@@ -15,6 +15,10 @@ class PollOp(Op):
 @disjoint_base
 class WaitidOp(Op):
     def __new__(cls, pidfd: int) -> WaitidOp: ...
+
+@final
+class Lingering:
+    def run(self) -> None: ...
 
 @disjoint_base
 class PollSource(Source[_T]):

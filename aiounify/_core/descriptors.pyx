@@ -32,6 +32,8 @@ from posix.unistd cimport write as c_write
 import os
 from collections import deque
 
+cimport cython
+
 from aiounify._core.backlog cimport STATE_CLOSED, STATE_FORKED
 from aiounify._core.reactor cimport (
     EAGAIN,
@@ -46,6 +48,7 @@ from aiounify._core.reactor cimport (
     Op,
     errno,
 )
+from aiounify._core.scheduler cimport Scheduler
 from aiounify._core.sources cimport Source, empty, running_loop
 
 from aiounify._core.sources import taking
@@ -163,6 +166,43 @@ cdef class WaitidOp(Op):
         return source.polled(self, result) if source is not None else 0
 
 
+@cython.final
+cdef class Lingering:
+    """What nobody waits for any more, until the loop's next turn.
+
+    A selection that is made anew for each event, or a wait with a timeout in a loop, arms again at
+    once; that spares it two system calls or submissions.  Only for descriptors that a source
+    owns: others may be closed meanwhile, and what is in flight would hold their file open.
+    """
+    cdef list withdrawn        # (source, operation)
+    cdef Scheduler loop
+
+    def run(self):
+        cdef list withdrawn = self.withdrawn
+        cdef PollSource source
+        cdef Op op
+        self.withdrawn = None
+        for source, op in withdrawn:
+            if source.op is op:
+                if source.lingers:
+                    source.give_up()
+            elif not op.done:  # it waits in another loop by now
+                self.loop.reactor.cancel(op)
+
+
+cdef int linger(PollSource source) except -1:
+    cdef object loop = source.loop
+    cdef Lingering of_loop = getattr(loop, "_lingering", None)
+    if of_loop is None:
+        of_loop = loop._lingering = Lingering.__new__(Lingering)
+        of_loop.loop = source.loop
+    if of_loop.withdrawn is None:
+        of_loop.withdrawn = []
+        loop.call_soon(of_loop.run)
+    of_loop.withdrawn.append((source, source.op))
+    return 0
+
+
 cdef class PollSource(Source):
     """Base of the sources at a descriptor."""
 
@@ -183,6 +223,11 @@ cdef class PollSource(Source):
         cdef Op op
         if self.loop.q.state & (STATE_CLOSED | STATE_FORKED):
             self.loop._check_closed()
+        if self.lingers:
+            self.lingers = False
+            if self.waits_in is self.loop:
+                return
+        self.waits_in = self.loop
         op = self.make_op()
         self.op = op
         try:
@@ -192,20 +237,31 @@ cdef class PollSource(Source):
             raise
 
     cpdef object _withdraw(self):
+        if self.own and self.op is not None and not self.loop.q.state:
+            self.lingers = True
+            linger(self)
+        else:
+            self.give_up()
+
+    cdef int give_up(self) except -1:
+        """Cancel what waits; also before the descriptor is closed."""
         cdef Op op = self.op
         self.op = None
-        if op is not None and not self.loop.q.state & (STATE_CLOSED | STATE_FORKED):
-            self.loop.reactor.cancel(op)
+        self.lingers = False
+        if op is not None and not self.waits_in.q.state & (STATE_CLOSED | STATE_FORKED):
+            self.waits_in.reactor.cancel(op)
+        return 0
 
     cdef int polled(self, Op op, int result) except -1:
         """The operation's completion; it may have been withdrawn meanwhile."""
         if self.op is not op:
             return 0
         self.op = None
-        if self.loop.q.state & STATE_CLOSED:
+        self.lingers = False
+        if self.waits_in.q.state & STATE_CLOSED:
             self.armed = None  # the loop was closed with tasks that wait for ever
             return 0
-        if result < 0:
+        if result < 0 and self.armed is not None:
             self.error = -result
         self._fire()
         return 0
@@ -287,6 +343,7 @@ cdef class EventCounter(PollSource):
         cdef uint64_t rest
         cdef int flags
         self.events = EPOLLIN
+        self.own = True
         self.semaphore = bool(semaphore)
         if fd is not None:
             if initial:
@@ -339,8 +396,7 @@ cdef class EventCounter(PollSource):
         """Give the descriptor away, open; what waits here is told that it is closed."""
         cdef int fd = self.fd
         if fd >= 0:
-            if self.armed:
-                self._withdraw()
+            self.give_up()
             self.fd = -1
             self._fire()
         return fd
@@ -447,6 +503,7 @@ cdef class Batches(PollSource):
         self.fd = fd
         self.size = size
         self.events = EPOLLIN
+        self.own = True
 
     def _parse(self, bytes data):
         raise NotImplementedError(f"{type(self).__qualname__}._parse()")
@@ -478,8 +535,7 @@ cdef class Batches(PollSource):
         cdef bytes data
         if fd < 0:
             return
-        if self.armed:
-            self._withdraw()
+        self.give_up()
         self.fd = -1
         try:
             while True:
@@ -519,6 +575,7 @@ cdef class ChildEnd(PollSource):
         """`in_ring` has WAITID wait in the ring, and may be given where it is offered."""
         self.fd = pidfd
         self.events = EPOLLIN
+        self.own = True
         self.in_ring = in_ring
 
     cdef Op make_op(self):
@@ -538,8 +595,7 @@ cdef class ChildEnd(PollSource):
         """Close the pidfd; nobody may wait any more."""
         cdef int fd = self.fd
         if fd >= 0:
-            if self.armed:
-                self._withdraw()
+            self.give_up()
             self.fd = -1
             c_close(fd)
 

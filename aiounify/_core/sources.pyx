@@ -71,6 +71,7 @@ cdef class Waker:
 
 
 @cython.final
+@cython.freelist(32)
 cdef class TaskWaker(Waker):
     """Lets the task go on that awaits one source."""
     cdef object wait
@@ -248,6 +249,7 @@ cdef class Arrivals(Source):
 
 
 @cython.final
+@cython.freelist(64)
 cdef class Entry(Waker):
     """One source in a selection."""
     cdef PyObject *selection       # borrowed; NULL once it left
@@ -279,15 +281,29 @@ cdef class Selection:
     cdef object wait               # what the task that awaits it has yielded
     cdef bint busy, return_exceptions
     cdef unsigned streak
+    cdef readonly dict _tasks      # those it made, by the id of what was given; None: none yet
 
     def __cinit__(self):
         self.entries = {}
 
-    def __init__(self, return_exceptions=False):
+    def __init__(self, tuple sources not None, *, bint return_exceptions=False):
         self.return_exceptions = return_exceptions
-
+        running_loop("aiounify.select()")
+        try:
+            for source in sources:
+                if isinstance(source, Source):
+                    self._put(source, source)
+                else:
+                    self.add(source)
+        except BaseException:
+            self.close()
+            raise
 
     def __del__(self):
+        if self._tasks is not None:
+            for task in self._tasks.values():
+                if not task.get_loop().is_closed():
+                    task.cancel()
         self._clear()
 
     cdef int push(self, Entry entry) except -1:
@@ -349,6 +365,14 @@ cdef class Selection:
         self.head = self.tail = None
         if self.wait is not None:
             wait_end(self.wait)
+
+    def _own(self, given, task):
+        """A task was made for what was given, and goes with the selection."""
+        if self._tasks is None:
+            self._tasks = {}
+        tasks = self._tasks
+        tasks[id(given)] = task
+        task.add_done_callback(lambda _: tasks.pop(id(given), None))
 
     def _given(self):
         """What was put in and has not ended."""
