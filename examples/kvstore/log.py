@@ -122,7 +122,9 @@ def _whole(view: memoryview, at: int, salt: bytes) -> tuple[int, int, int] | Non
     return sequence, synced, end
 
 
-def _claim_behind(data: mmap.mmap, view: memoryview, at: int, salt: bytes) -> tuple[int, int] | None:
+def _claim_behind(
+    data: mmap.mmap, view: memoryview, at: int, salt: bytes
+) -> tuple[int, int] | None:
     """Where a batch behind the damage at `at` is that says the place was on the disk."""
     place = data.find(_MARK, at + 1)
     while place >= 0:
@@ -136,14 +138,16 @@ def _claim_behind(data: mmap.mmap, view: memoryview, at: int, salt: bytes) -> tu
 
 
 def read(
-    fd: int, *, lossy: bool = False, start: int = HEAD_SIZE
+    fd: int, *, lossy: bool = False, start: int = HEAD_SIZE, size: int | None = None
 ) -> Iterator[tuple[memoryview, Found]]:
     """The payloads of a log in their order, each with what is known up to its end.
 
     The first item has an empty payload.  After the last one the iterator's last `Found` holds the
-    torn bytes.  `lossy`: end at damage that would be refused.  Raises CorruptError.
+    torn bytes.  `lossy`: end at damage that would be refused.  `start` and `size` bound what is read.
+    Raises CorruptError.
     """
-    size = os.fstat(fd).st_size
+    if size is None:
+        size = os.fstat(fd).st_size
     if size < HEAD_SIZE:
         raise CorruptError("the file is too short for a log")
     with mmap.mmap(fd, size, access=mmap.ACCESS_READ) as data, memoryview(data) as view:
@@ -151,7 +155,7 @@ def read(
             raise CorruptError("the file is no log of this database, or of another version")
         salt = bytes(view[len(_FILE_MARK) : HEAD_SIZE])
         at, sequence = start, 0
-        yield view[:0], Found(salt, at, 0, 0)
+        yield memoryview(b""), Found(salt, at, 0, 0)
         while at < size:
             found = _whole(view, at, salt)
             if found is None or (sequence and found[0] != sequence + 1):
@@ -161,7 +165,7 @@ def read(
                         f"damaged at byte {at} of {size}: the batch at byte {claim[0]} says that "
                         f"the first {claim[1]} bytes had been written to the disk"
                     )
-                yield view[:0], Found(salt, at, sequence, size - at)
+                yield memoryview(b""), Found(salt, at, sequence, size - at)
                 return
             sequence, _, end = found
             with view[at + _BATCH.size : end] as payload:

@@ -12,7 +12,18 @@ Lengths are checked before anything is kept for them: a client that announces a 
 
 from __future__ import annotations
 
-__all__ = ["EMPTY", "NIL", "OK", "Limits", "ProtocolError", "array", "bulk", "error", "integer", "parse"]
+__all__ = [
+    "EMPTY",
+    "NIL",
+    "OK",
+    "Limits",
+    "ProtocolError",
+    "array",
+    "bulk",
+    "error",
+    "integer",
+    "parse",
+]
 
 OK = b"+OK\r\n"
 NIL = b"$-1\r\n"
@@ -33,7 +44,9 @@ class Limits:
 
     __slots__ = ("arguments", "bulk", "request")
 
-    def __init__(self, bulk: int = 64 << 20, arguments: int = 65536, request: int = 256 << 20) -> None:
+    def __init__(
+        self, bulk: int = 64 << 20, arguments: int = 65536, request: int = 256 << 20
+    ) -> None:
         self.bulk = bulk
         self.arguments = arguments
         self.request = request
