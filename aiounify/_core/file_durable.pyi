@@ -9,9 +9,7 @@ from aiounify._core.file_op import FileOp
 
 @final
 class DurableWrite(FileOp):
-    def __init__(
-        self, fd: int, buffers: Sequence[Buffer], offset: int, skip: int = 0
-    ) -> None: ...
+    def __init__(self, fd: int, buffers: Sequence[Buffer], offset: int, skip: int = 0) -> None: ...
     @property
     def written(self) -> int: ...
     @property

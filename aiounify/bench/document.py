@@ -166,8 +166,8 @@ def _key(measured: _Run, base: str) -> str:
     names = "rate / CPU time" + (" / user instructions" if counted else "")
     text = (
         f"The first column ({base}) has absolute values; the others are relative to it: {names} "
-        "for one operation. More is better of a rate, less of the rest. `~` is before a ratio whose rounds "
-        "lie on both sides of 1.00."
+        "for one operation. More is better of a rate, less of the rest. `~` is before a ratio "
+        "whose rounds lie on both sides of 1.00."
     )
     if not counted:
         reasons = dict.fromkeys(measured["machine"]["counters"].values())

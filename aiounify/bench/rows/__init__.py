@@ -16,6 +16,7 @@ from aiounify.bench.rows import (
     http,
     idle,
     imports,
+    kvstore,
     pipes,
     process,
     selecting,
@@ -77,6 +78,7 @@ _ALL: tuple[Row, ...] = (
     *datagrams.ROWS,
     *idle.ROWS,
     *http.ROWS,
+    *kvstore.ROWS,
 )
 
 # Of the many echo rows, those of which a change in the loop is seen first.
@@ -96,7 +98,7 @@ _ECHO = (
 )
 
 # Of groups that compare libraries rather than loops, or need many processes or patience.
-_OTHERS = ("watch-burst", "futex-pingpong", "file-page-x64", "file-4k-x64")
+_OTHERS = ("watch-burst", "futex-pingpong", "file-page-x64", "file-4k-x64", "kvstore-set")
 
 #: What is measured without a name.
 DEFAULT: tuple[str, ...] = tuple(
