@@ -196,7 +196,9 @@ def _tables(rows: Sequence[_Row], base: str, loops: Sequence[str]) -> list[str]:
 
 
 def _shown(rows: Sequence[_Row], name: str) -> bool:
-    return name not in PROGRAMS or any(name in row["loops"] for row in rows)
+    if name in PROGRAMS or any("base" in row for row in rows):
+        return any(name in row["loops"] for row in rows)
+    return True
 
 
 def _table(rows: Sequence[_Row], base: str, loops: Sequence[str]) -> str:

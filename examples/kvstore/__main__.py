@@ -71,7 +71,7 @@ async def _serve(options: argparse.Namespace) -> None:
     server = Server(
         options.dir,
         policy=options.fsync,
-        limits=Limits(bulk=options.max_value, request=4 * options.max_value),
+        limits=Limits(bulk=options.max_value, request=max(1 << 20, 4 * options.max_value)),
         max_clients=options.maxclients,
         max_memory=options.maxmemory,
         rewrite_percent=options.rewrite_percent,

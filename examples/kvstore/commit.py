@@ -108,6 +108,13 @@ class Committer:
             self._make()
             return 0
         self._fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            return self._recover(lossy)
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    def _recover(self, lossy: bool) -> int:
         torn = 0
         for payload, found in log.read(self._fd, lossy=lossy):
             self.store.replay(log.changes(payload))

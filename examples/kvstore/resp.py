@@ -61,10 +61,11 @@ def parse(data: bytes, limits: Limits) -> tuple[list[list[bytes]], int, int]:
     parts = data.split(b"\r\n")
     last = len(parts) - 1
     i = at = 0
-    longest = len(_LENGTHS)
+    longest = min(len(_LENGTHS), limits.bulk + 1)
+    most = limits.arguments
     while i < last:
         n = _COUNTS.get(parts[i])
-        if n is None:
+        if n is None or n > most:
             break
         end = i + 2 * n + 1
         if end > last:
