@@ -1,9 +1,10 @@
 """examples/kvstore: requests, replies, the log after a crash, and a disk that fails.
 
-Most tests have the server in the test's own loop, on both backends.  `Recorder` stands between the
-committer and the disk: it knows what had been synced at any moment, and what the file would be if the
-machine had stopped there.  The others run the program as a user does, with a disk that is full (by
-RLIMIT_FSIZE, so that the kernel says so), with kill -9, and with redis-cli and redis-benchmark.
+Most tests have the server in the test's own loop, on both backends.  `Recorder` stands between
+the committer and the disk: it knows what had been synced at any moment, and what the file would
+be if the machine had stopped there.  The others run the program as a user does, with a disk that
+is full (by RLIMIT_FSIZE, so that the kernel says so), with kill -9, and with redis-cli and
+redis-benchmark.
 """
 
 import asyncio
@@ -29,7 +30,7 @@ ROOT = Path(aiounify.__file__).parents[1]
 EXAMPLES = Path(__file__).parents[1] / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
-from kvstore import log, resp  # noqa: E402
+from kvstore import log  # noqa: E402
 from kvstore.commands import pattern  # noqa: E402
 from kvstore.commit import Committer  # noqa: E402
 from kvstore.disk import Disk, SyncError  # noqa: E402
@@ -86,6 +87,12 @@ class Client:
         self.writer.close()
         with contextlib.suppress(ConnectionError):
             await self.writer.wait_closed()
+
+
+async def until(condition):
+    """Until something is so; the test's own limit of time ends what never is."""
+    while not condition():  # noqa: ASYNC110 - nothing tells
+        await asyncio.sleep(0.001)
 
 
 @contextlib.asynccontextmanager
@@ -418,8 +425,7 @@ async def test_more_clients_than_allowed(tmp_path):
         assert await third.reader.read() == b""
         assert await first("PING") == "PONG"
         await first.close()
-        while len(server.sessions) == 2:
-            await asyncio.sleep(0.001)
+        await until(lambda: len(server.sessions) != 2)
         assert await (await connect())("PING") == "PONG"
 
 
@@ -454,8 +460,7 @@ async def test_a_client_that_does_not_read_is_not_read_from(tmp_path):
         for _ in range(200):
             slow.send("GET", "big")
         slow.send("PING")
-        while not session.stopped:
-            await asyncio.sleep(0.001)
+        await until(lambda: session.stopped)
         for _ in range(50):
             assert await other("GET", "none") is None
         # two chunks of replies at most, not two hundred values
@@ -538,8 +543,7 @@ async def test_commands_of_one_sync_share_the_next(tmp_path, recorder):
         await disk.under_way.wait()
         for i, client in enumerate(clients[1:], 1):
             client.send("SET", f"k{i}", i)
-        while len(server.store.group.records) < 19:
-            await asyncio.sleep(0.001)
+        await until(lambda: len(server.store.group.records) == 19)
         disk.gate.set()
         for client in clients:
             assert await client.reply() == "OK"
@@ -685,10 +689,9 @@ async def test_a_full_disk_takes_changes_back_and_is_asked_again(tmp_path, recor
         second.send("APPEND", "k", "more")
         second.send("DEL", "gone")
         second.send("GET", "n")
-        while len(server.store.group.records) < 3:
-            await asyncio.sleep(0.001)
+        await until(lambda: len(server.store.group.records) == 3)
         disk.gate.set()
-        with pytest.raises(ReplyError, match="MISCONF.*No space left.*not changed"):
+        with pytest.raises(ReplyError, match=r"MISCONF.*No space left.*not changed"):
             await first.reply()
         assert await first.reply() == "PONG"
         for _ in range(5):
@@ -722,8 +725,7 @@ async def test_a_failed_sync_is_not_tried_again(tmp_path, recorder):
         assert await r("GET", "k") == b"old"
         # a new file, with everything that anybody was told
         await r("BGREWRITEAOF")
-        while server.committer.rewriting:
-            await asyncio.sleep(0.001)
+        await until(lambda: not server.committer.rewriting)
         assert server.committer.last_rewrite == "ok"
         assert await r("SET", "k", "new") == "OK"
     assert (await recovered(tmp_path / "x", (tmp_path / "kvstore.log").read_bytes()))[
@@ -779,8 +781,7 @@ async def test_a_rewrite_that_fails_leaves_the_old_log(tmp_path, monkeypatch):
 
         monkeypatch.setattr("kvstore.commit._NewLog.install", no_rename)
         await r("BGREWRITEAOF")
-        while server.committer.rewriting:
-            await asyncio.sleep(0.001)
+        await until(lambda: not server.committer.rewriting)
         assert server.committer.last_rewrite == "err: Too many open files"
         assert not (tmp_path / "kvstore.new").exists()
         assert await r("INCR", "k") == 2
@@ -812,8 +813,7 @@ async def test_the_log_is_rewritten_by_itself(tmp_path):
         r = await connect()
         for _ in range(200):
             await r("SET", "k", "x" * 200)
-        while server.committer.base_size < 200 or server.committer.end > 20_000:
-            await asyncio.sleep(0.01)
+        await until(lambda: 200 <= server.committer.base_size and server.committer.end < 20_000)
         assert await r("GET", "k") == b"x" * 200
 
 
@@ -824,8 +824,7 @@ async def test_other_policies(tmp_path, policy):
         assert await r("SET", "k", 1) == "OK"
         assert server.committer.synced < server.committer.end
         if policy == "everysec":
-            while server.committer.synced < server.committer.end:
-                await asyncio.sleep(0.01)
+            await until(lambda: server.committer.synced == server.committer.end)
         await r("SET", "k", 2)
     async with served(tmp_path) as (_, connect):
         assert await (await connect())("GET", "k") == b"2"
@@ -837,10 +836,12 @@ async def test_other_policies(tmp_path, policy):
 class Program:
     """examples/kvstore as a user runs it."""
 
-    def __init__(self, loop, directory, *arguments, status=None):
+    def __init__(self, loop, directory, *arguments):
         self.process = subprocess.Popen(
-            [sys.executable, "-W", "error", EXAMPLES / "kvstore", "--loop", loop]
-            + ["--dir", directory, "--port", "0", *arguments],
+            [
+                *(sys.executable, "-W", "error", EXAMPLES / "kvstore"),
+                *("--loop", loop, "--dir", directory, "--port", "0", *arguments),
+            ],
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -991,8 +992,10 @@ def test_redis_benchmark(backend, tmp_path):
         host, port = program.address
         for more in (["-c", "50"], ["-c", "10", "-P", "16", "-r", "1000"]):
             done = subprocess.run(
-                ["redis-benchmark", "-h", host, "-p", str(port), "-q", "--csv", *more]
-                + ["-t", "ping,set,get,incr,mset", "-n", "2000"],
+                [
+                    *("redis-benchmark", "-h", host, "-p", str(port), "-q", "--csv", *more),
+                    *("-t", "ping,set,get,incr,mset", "-n", "2000"),
+                ],
                 capture_output=True,
                 text=True,
                 check=True,

@@ -1,13 +1,16 @@
 """The commands: one function each, from the arguments to the reply.
 
-`COMMANDS` maps a name to (function, fewest arguments, most arguments or -1, what it touches), the name
-counting as an argument.  What it touches says which replies wait for the disk, see server.py:
+`COMMANDS` maps a name to (function, fewest arguments, most arguments or -1, what it touches), the
+name counting as an argument.  What it touches says which replies wait for the disk, see
+server.py:
 
-* `NOTHING`: no data.  `KEY`: reads the key that is its first argument.  `DATA`: reads more than that.
-* `WRITE`: may change data; refused while the log cannot be written.  `GROWS`: a write that needs memory.
+* `NOTHING`: no data.  `KEY`: reads the key that is its first argument.  `DATA`: reads more than
+  that.
+* `WRITE`: may change data; refused while the log cannot be written.  `GROWS`: a write that needs
+  memory.
 
-A function gets the session and the request and must not wait.  What is wrong with a request is raised as
-`CommandError` before anything was changed.
+A function gets the session and the request and must not wait.  What is wrong with a request is
+raised as `CommandError` before anything was changed.
 """
 
 from __future__ import annotations
@@ -265,7 +268,7 @@ def _expire_at(session: Session, args: Request, unit: int, relative: bool) -> by
     flags = {word.upper() for word in args[3:]}
     if flags - {b"NX", b"XX", b"GT", b"LT"}:
         raise CommandError(f"ERR Unsupported option {sorted(flags)[0].decode('ascii', 'replace')}")
-    if b"NX" in flags and len(flags) > 1 or {b"GT", b"LT"} <= flags:
+    if (b"NX" in flags and len(flags) > 1) or {b"GT", b"LT"} <= flags:
         raise CommandError("ERR NX and XX, GT or LT options at the same time are not compatible")
     if store.get(key) is None:
         return integer(0)
@@ -334,7 +337,7 @@ def _persist(session: Session, args: Request) -> bytes:
 @command("KEYS", 2, 2, DATA)
 def _keys(session: Session, args: Request) -> bytes:
     matches = pattern(args[1]).fullmatch
-    return array([bulk(key) for key in session.store.keys() if matches(key)])
+    return array([bulk(key) for key in session.store.all_keys() if matches(key)])
 
 
 @command("SCAN", 2, -1, DATA)

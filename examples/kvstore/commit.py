@@ -1,21 +1,23 @@
 """Group commit, the answer to a full or failing disk, and the rewriting of the log.
 
-One task writes, one group at a time.  While a group is being written and synced, the commands of all
-connections gather in the next.  Replies that tell of a change, or of data that are not on the disk yet,
-wait for their group.
+One task writes, one group at a time.  While a group is being written and synced, the commands of
+all connections gather in the next.  Replies that tell of a change, or of data that are not on the
+disk yet, wait for their group.
 
 * `always`: a group is done when write and fdatasync are, which are one request.
-* `everysec`: when it is written; once a second there is an fdatasync.  `no`: the kernel syncs when it likes.
+* `everysec`: when it is written; once a second there is an fdatasync.  `no`: the kernel syncs
+  when it likes.
 
-When writing fails (disk full, quota) the group and the one behind it are taken back, their replies become
-errors, and the file is cut to its last whole batch.  Writes are refused for a second, then the next one
-tries again.  When a sync fails nothing more is written to that file, for the kernel reports such an error
-once and a second fsync proves nothing: writes are refused until the log is rewritten to a new file
-(BGREWRITEAOF) or the server is started again.
+When writing fails (disk full, quota) the group and the one behind it are taken back, their
+replies become errors, and the file is cut to its last whole batch.  Writes are refused for a
+second, then the next one tries again.  When a sync fails nothing more is written to that file,
+for the kernel reports such an error once and a second fsync proves nothing: writes are refused
+until the log is rewritten to a new file (BGREWRITEAOF) or the server is started again.
 
-Rewriting: values are copied to a new file in slices while writing goes on; then what was logged meanwhile
-is copied behind them; at last, between two groups, the rest.  The new file is synced before it gets the
-old one's name, and the directory after that.  The old log stays valid until then.
+Rewriting: values are copied to a new file in slices while writing goes on; then what was logged
+meanwhile is copied behind them; at last, between two groups, the rest.  The new file is synced
+before it gets the old one's name, and the directory after that.  The old log stays valid until
+then.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ import logging
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kvstore import log
 from kvstore.disk import Disk, SyncError, sync_directory
@@ -181,7 +183,7 @@ class Committer:
     # -- groups
 
     def wake(self) -> None:
-        """Something was gathered; it is written in the next turn, with all that comes in this one."""
+        """Something was gathered: it is written in the next turn, with all that this one brings."""
         if self._idle is not None and not self._idle.done():
             self._idle.set_result(None)
 
@@ -261,7 +263,8 @@ class Committer:
     def _give_up(self, why: str) -> None:
         self.trouble, self.lasting = why, True
         _logger.critical(
-            "%s: what is on the disk is not known; writes are refused until BGREWRITEAOF or a restart",
+            "%s: what is on the disk is not known; "
+            "writes are refused until BGREWRITEAOF or a restart",
             why,
         )
 

@@ -1,15 +1,16 @@
 """Writing and syncing the log's file.
 
-`Disk` is what the committer sees.  On aiounify's loop a write with its sync is one linked request of
-the ring, or one job of a thread where there is no ring (aiounify.files.write_durable); on another event
-loop it is a job of the loop's executor.  The meaning is the same: `append()` returns when all is written
-(and on the disk if that was asked for), raises OSError when writing failed and SyncError when it is not
-known what is on the disk.
+`Disk` is what the committer sees.  On aiounify's loop a write with its sync is one linked request
+of the ring, or one job of a thread where there is no ring (aiounify.files.write_durable); on
+another event loop it is a job of the loop's executor.  The meaning is the same: `append()`
+returns when all is written (and on the disk if that was asked for), raises OSError when writing
+failed and SyncError when it is not known what is on the disk.
 """
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 from typing import TYPE_CHECKING
 
@@ -81,9 +82,7 @@ def sync_directory(path: Path) -> None:
 
 
 def lock(path: Path) -> int:
-    """A descriptor that keeps other servers from the same directory; BlockingIOError if one has it."""
-    import fcntl
-
+    """A descriptor that keeps other servers from a directory; BlockingIOError if one has it."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -13,11 +13,11 @@ written by one request:
 Rules of reading:
 
 * A batch counts as a whole or not at all.
-* The first batch that is not whole ends the log.  What follows is either the rest of what was being
-  written when the machine stopped (a torn tail, which is cut off: nobody was told that it is there),
-  or the disk has lost something it had confirmed.  These are told apart by `synced`: if a whole batch
-  behind the damage says that the damaged place was on the disk, data are lost, and the file is
-  refused (`CorruptError`) until whoever runs the database decides.
+* The first batch that is not whole ends the log.  What follows is either the rest of what was
+  being written when the machine stopped (a torn tail, which is cut off: nobody was told that it
+  is there), or the disk has lost something it had confirmed.  These are told apart by `synced`:
+  if a whole batch behind the damage says that the damaged place was on the disk, data are lost,
+  and the file is refused (`CorruptError`) until whoever runs the database decides.
 * The salt is in no batch, so that a value which looks like a batch is never taken for one.
 """
 
@@ -143,8 +143,8 @@ def read(
     """The payloads of a log in their order, each with what is known up to its end.
 
     The first item has an empty payload.  After the last one the iterator's last `Found` holds the
-    torn bytes.  `lossy`: end at damage that would be refused.  `start` and `size` bound what is read.
-    Raises CorruptError.
+    torn bytes.  `lossy`: end at damage that would be refused.  `start` and `size` bound what is
+    read.  Raises CorruptError.
     """
     if size is None:
         size = os.fstat(fd).st_size

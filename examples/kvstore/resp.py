@@ -1,13 +1,16 @@
 """Requests out of bytes, replies into bytes: the wire format of RESP2, and nothing else.
 
-A request is an array of bulk strings (`*2\\r\\n$3\\r\\nGET\\r\\n$1\\r\\nk\\r\\n`) or a line of words
-("inline", for people with telnet).  `parse()` takes all whole requests of what was received at once:
+A request is an array of bulk strings (`*2\\r\\n$3\\r\\nGET\\r\\n$1\\r\\nk\\r\\n`) or a line of
+words ("inline", for people with telnet).  `parse()` takes all whole requests of what was received
+at once:
 
-* The fast way splits everything at the line ends, in C, and then only checks that each length says
-  what the split found.  It fits whenever no value contains a line end.
-* The exact way goes by the lengths.  It begins where the fast one stopped, and reports what is wrong.
+* The fast way splits everything at the line ends, in C, and then only checks that each length
+  says what the split found.  It fits whenever no value contains a line end.
+* The exact way goes by the lengths.  It begins where the fast one stopped, and reports what is
+  wrong.
 
-Lengths are checked before anything is kept for them: a client that announces a gigabyte costs nothing.
+Lengths are checked before anything is kept for them: a client that announces a gigabyte costs
+nothing.
 """
 
 from __future__ import annotations

@@ -1,16 +1,17 @@
 """Connections: requests in, replies out in their order, and the limits of what a client may take.
 
-A session is an asyncio.Protocol.  What it received is parsed and executed at once; the replies of one
-chunk go out together, at once or when their group of changes is on the disk.
+A session is an asyncio.Protocol.  What it received is parsed and executed at once; the replies of
+one chunk go out together, at once or when their group of changes is on the disk.
 
 Rules:
 
-* A reply about data waits for the group that makes it true, also that of a GET of a key which somebody
-  else has just set.  The replies behind it on the same connection wait with it.
-* Nobody is read from whose replies the network does not take, or who has more work waiting: a session
-  that produced `_OUT` bytes stops (`backlog`) until they are gone.
+* A reply about data waits for the group that makes it true, also that of a GET of a key which
+  somebody else has just set.  The replies behind it on the same connection wait with it.
+* Nobody is read from whose replies the network does not take, or who has more work waiting: a
+  session that produced `_OUT` bytes stops (`backlog`) until they are gone.
 * While a group has `_GROUP` bytes, whoever adds to it is not read from until it is written.
-* Memory (`--maxmemory`) is counted by keys and values: over it, commands that need more are refused.
+* Memory (`--maxmemory`) is counted by keys and values: over it, commands that need more are
+  refused.
 """
 
 from __future__ import annotations
@@ -239,10 +240,9 @@ class Session(asyncio.Protocol):
         transport.write(replies[0] if len(replies) == 1 else b"".join(replies))
         if not self.held:
             self.group = None
-            if self.ending:
-                if not self.backlog:
-                    transport.close()
-                    return
+            if self.ending and not self.backlog:
+                transport.close()
+                return
             if self.stopped:
                 self.go_on()
 
@@ -279,7 +279,7 @@ class Session(asyncio.Protocol):
 
     def scan_from(self, cursor: int) -> list[bytes] | None:
         """The keys that are left of a scan, the next ones last."""
-        return self.store.keys() if cursor == 0 else self.scans.pop(cursor, None)
+        return self.store.all_keys() if cursor == 0 else self.scans.pop(cursor, None)
 
     def scan_on(self, cursor: int, rest: list[bytes]) -> int:
         """Keep what is left of a scan; its next cursor, 0 at the end."""
@@ -452,7 +452,7 @@ class Server:
             f"used_memory:{store.used}",
             f"maxmemory:{self.max_memory}",
             "# Persistence",
-            f"aof_enabled:1",
+            "aof_enabled:1",
             f"aof_fsync:{committer.policy}",
             f"aof_current_size:{committer.end}",
             f"aof_synced_size:{committer.synced}",
@@ -471,7 +471,7 @@ class Server:
 
 
 def _enough_files(clients: int) -> int:
-    """How many clients the limit of open files allows, once it is as high as this process may go."""
+    """How many clients the limit of open files allows, once it is as high as it may be."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = clients + _SPARE_FILES
     if soft != resource.RLIM_INFINITY and soft < wanted:

@@ -1,13 +1,13 @@
 """The keys, and how what was not written is taken back.
 
-Every change goes into three places at once: the tables, the `records` of the group that gathers (what
-will stand in the log), and that group's `before`: what each changed key had been.  If the group cannot
-be written, `undo()` puts the tables back, so that nobody ever reads what the disk does not have.
-`before` also says which keys are not on the disk yet.
+Every change goes into three places at once: the tables, the `records` of the group that gathers
+(what will stand in the log), and that group's `before`: what each changed key had been.  If the
+group cannot be written, `undo()` puts the tables back, so that nobody ever reads what the disk
+does not have. `before` also says which keys are not on the disk yet.
 
-Times to live are kept as points in time (milliseconds since 1970) and written to the log as such.  A key
-that has expired is not there for anybody who asks, and its memory goes when it is asked for or when
-`sweep()` comes to it; that is no change and not logged.
+Times to live are kept as points in time (milliseconds since 1970) and written to the log as such.
+A key that has expired is not there for anybody who asks, and its memory goes when it is asked for
+or when `sweep()` comes to it; that is no change and not logged.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Store:
         """When a key that exists expires; 0: never."""
         return self.expires.get(key, 0)
 
-    def keys(self) -> list[bytes]:
+    def all_keys(self) -> list[bytes]:
         """All keys that have not expired."""
         self.sweep(1 << 60)
         return list(self.data)

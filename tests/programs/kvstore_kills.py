@@ -1,11 +1,12 @@
 """SIGKILL at random moments under load: no acknowledged write may be missing afterwards.
 
-Arguments: backend, kills, directory.  Each round starts examples/kvstore on what the round before left,
-checks everything that was ever acknowledged, loads it with clients that record their acknowledgements,
-and kills it.  In some rounds the log is rewritten meanwhile; in some it is killed while it starts.
+Arguments: backend, kills, directory.  Each round starts examples/kvstore on what the round before
+left, checks everything that was ever acknowledged, loads it with clients that record their
+acknowledgements, and kills it.  In some rounds the log is rewritten meanwhile; in some it is
+killed while it starts.
 
-What may be found of a client's key is what was acknowledged last or what was sent after that: a reply may
-be lost with the server.  Of MSET both keys or none have the new value.
+What may be found of a client's key is what was acknowledged last or what was sent after that: a
+reply may be lost with the server.  Of MSET both keys or none have the new value.
 """
 
 import asyncio
@@ -111,8 +112,10 @@ class Record:
 
 def start(backend, directory):
     return subprocess.Popen(
-        [sys.executable, EXAMPLE, "--loop", backend, "--dir", directory, "--port", "0"]
-        + ["--rewrite-least", "200k"],
+        [
+            *(sys.executable, EXAMPLE, "--loop", backend, "--dir", directory, "--port", "0"),
+            *("--rewrite-least", "200k"),
+        ],
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": str(EXAMPLE.parents[1])},
     )
