@@ -216,11 +216,12 @@ class Committer:
                 await self._slow_sync()
                 await self._write(b"".join(group.records), durable=self.policy == "always")
             except OSError as exc:
+                self.flying = None  # whoever is told may ask again at once
                 self._take_back(group, exc)
             else:
+                self.flying = None
                 self.groups += 1
                 self._release(group)
-            self.flying = None
 
     def _next_group(self) -> Group:
         group = self.store.group

@@ -9,8 +9,9 @@ at once:
 * The exact way goes by the lengths.  It begins where the fast one stopped, and reports what is
   wrong.
 
-Lengths are checked before anything is kept for them: a client that announces a gigabyte costs
-nothing.
+A request that comes in many pieces is kept as the arguments that have come (`Partial`), so that
+nothing is looked at twice.  Lengths are checked before anything is kept for them: a client that
+announces a gigabyte costs nothing.
 """
 
 from __future__ import annotations
@@ -41,6 +42,9 @@ _LINE_MAX = 65536
 class ProtocolError(Exception):
     """The bytes are no request; the connection cannot go on."""
 
+    #: The requests before them.
+    done: list[list[bytes]]
+
 
 class Limits:
     """What a client may send: bytes of a value (and key), and arguments of a command."""
@@ -55,15 +59,69 @@ class Limits:
         self.request = request
 
 
-def parse(data: bytes, limits: Limits) -> tuple[list[list[bytes]], int, int]:
-    """All whole requests, how many bytes they took, and how many the next one needs at least.
+class Partial:
+    """A request of which some arguments have come."""
 
-    Raises ProtocolError at what is no request; requests before it are in the exception's `done`.
+    __slots__ = ("args", "left", "size")
+
+    def __init__(self, left: int) -> None:
+        self.args: list[bytes] = []
+        #: How many arguments are to come.
+        self.left = left
+        #: Bytes of those that came.
+        self.size = 0
+
+
+def parse(
+    data: bytes, limits: Limits, partial: Partial | None = None
+) -> tuple[list[list[bytes]], int, int, Partial | None]:
+    """All whole requests, how many bytes were used, and what is missing of the next one.
+
+    The bytes that were not used are to be given again, with the partial request that was
+    returned, when there are at least as many as the third value says.  Raises ProtocolError at what
+    is no request; the requests before it are in the exception's `done`.
     """
     requests: list[list[bytes]] = []
+    at = 0 if partial is not None else _fast(data, limits, requests)
+    try:
+        while at < len(data):
+            if partial is None:
+                if data[at] != 42:  # *
+                    end = _line_end(data, at, b"\n", _LINE_MAX, "too big inline request")
+                    if end < 0:
+                        return requests, at, len(data) - at + 1, None
+                    if words := _words(data[at:end].rstrip(b"\r")):
+                        requests.append(words)
+                    at = end + 1
+                    continue
+                end = _line_end(data, at, b"\r\n", 32, "invalid multibulk length")
+                if end < 0:
+                    return requests, at, len(data) - at + 1, None
+                n = _number(data[at + 1 : end], "multibulk")
+                if n > limits.arguments:
+                    raise ProtocolError(
+                        f"invalid multibulk length: at most {limits.arguments} arguments"
+                    )
+                at = end + 2
+                if n <= 0:
+                    continue
+                partial = Partial(n)
+            at, need = _arguments(data, at, limits, partial)
+            if need:
+                return requests, at, need, partial
+            requests.append(partial.args)
+            partial = None
+    except ProtocolError as exc:
+        exc.done = requests
+        raise
+    return requests, at, 1 if partial is not None else 0, partial
+
+
+def _fast(data: bytes, limits: Limits, requests: list[list[bytes]]) -> int:
+    """Take requests the fast way; where the first one begins that it cannot take."""
     parts = data.split(b"\r\n")
     last = len(parts) - 1
-    i = at = 0
+    i = 0
     longest = min(len(_LENGTHS), limits.bulk + 1)
     most = limits.arguments
     while i < last:
@@ -85,65 +143,45 @@ def parse(data: bytes, limits: Limits) -> tuple[list[list[bytes]], int, int]:
             i = end
             continue
         break
-    if i >= last and not parts[last]:
-        return requests, len(data), 0
-    for part in parts[:i]:
-        at += len(part) + 2
-    need = 0
-    while at < len(data):
-        try:
-            args_end = _exact(data, at, limits)
-        except ProtocolError as exc:
-            exc.done = requests  # type: ignore[attr-defined]
-            raise
-        if isinstance(args_end, int):
-            need = args_end
-            break
-        args, at = args_end
-        if args:
-            requests.append(args)
-    return requests, at, need
+    if i == last and not parts[last]:
+        return len(data)
+    return sum([len(part) for part in parts[:i]]) + 2 * i
 
 
-def _exact(data: bytes, at: int, limits: Limits) -> tuple[list[bytes], int] | int:
-    """One request from an offset and where it ends, or how many bytes it needs at least."""
-    start = at
-    if data[at] != 42:  # *
-        return _inline(data, at)
-    line = data.find(b"\r\n", at, at + 32)
-    if line < 0:
-        if len(data) - at >= 32:
-            raise ProtocolError("invalid multibulk length")
-        return len(data) - start + 1
-    n = _number(data[at + 1 : line], "multibulk")
-    if n > limits.arguments:
-        raise ProtocolError(f"invalid multibulk length: at most {limits.arguments} arguments")
-    at = line + 2
-    args: list[bytes] = []
-    for _ in range(n):
-        if at >= len(data):
-            return at - start + 4
+def _arguments(data: bytes, at: int, limits: Limits, partial: Partial) -> tuple[int, int]:
+    """Take arguments; where they end, and how many bytes the next one needs (0: all are there)."""
+    size = len(data)
+    while partial.left:
+        if at >= size:
+            return at, 1
         if data[at] != 36:  # $
             raise ProtocolError(f"expected '$', got {chr(data[at])!r}")
-        line = data.find(b"\r\n", at, at + 32)
+        line = _line_end(data, at, b"\r\n", 32, "invalid bulk length")
         if line < 0:
-            if len(data) - at >= 32:
-                raise ProtocolError("invalid bulk length")
-            return len(data) - start + 1
-        size = _number(data[at + 1 : line], "bulk")
-        if size < 0 or size > limits.bulk:
+            return at, size - at + 1
+        length = _number(data[at + 1 : line], "bulk")
+        if length < 0 or length > limits.bulk:
             raise ProtocolError(f"invalid bulk length: at most {limits.bulk} bytes")
-        at = line + 2
-        end = at + size
-        if end - start > limits.request:
+        if partial.size + length > limits.request:
             raise ProtocolError(f"request too large: at most {limits.request} bytes")
-        if end + 2 > len(data):
-            return end + 2 - start
+        end = line + 2 + length
+        if end + 2 > size:
+            return at, end + 2 - at
         if data[end : end + 2] != b"\r\n":
             raise ProtocolError("a bulk string has another length than announced")
-        args.append(data[at:end])
+        partial.args.append(data[line + 2 : end])
+        partial.left -= 1
+        partial.size += length + 40  # and what an object costs
         at = end + 2
-    return args, at
+    return at, 0
+
+
+def _line_end(data: bytes, at: int, mark: bytes, most: int, what: str) -> int:
+    """Where a line ends, or -1 if that has not come."""
+    end = data.find(mark, at, at + most)
+    if end < 0 and len(data) - at >= most:
+        raise ProtocolError(what)
+    return end
 
 
 def _number(text: bytes, what: str) -> int:
@@ -151,15 +189,6 @@ def _number(text: bytes, what: str) -> int:
     if not digits.isdigit() or len(digits) > 10:
         raise ProtocolError(f"invalid {what} length")
     return int(text)
-
-
-def _inline(data: bytes, at: int) -> tuple[list[bytes], int] | int:
-    end = data.find(b"\n", at, at + _LINE_MAX)
-    if end < 0:
-        if len(data) - at >= _LINE_MAX:
-            raise ProtocolError("too big inline request")
-        return len(data) - at + 1
-    return _words(data[at:end].rstrip(b"\r")), end + 1
 
 
 def _words(line: bytes) -> list[bytes]:

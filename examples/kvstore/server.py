@@ -28,7 +28,7 @@ import aiounify
 from kvstore.commands import COMMANDS, GROWS, KEY, WRITE, CommandError, unknown
 from kvstore.commit import Committer
 from kvstore.disk import lock
-from kvstore.resp import Limits, ProtocolError, error, parse
+from kvstore.resp import Limits, Partial, ProtocolError, error, parse
 from kvstore.store import Store
 
 if TYPE_CHECKING:
@@ -48,6 +48,10 @@ _OOM = error("OOM command not allowed when used memory > 'maxmemory'.")
 _logger = logging.getLogger("kvstore")
 
 
+class _NoRequest(list[bytes]):
+    """Stands behind the last request for bytes that are none; its item says why."""
+
+
 class Session(asyncio.Protocol):
     """One connection."""
 
@@ -55,11 +59,13 @@ class Session(asyncio.Protocol):
         "backlog",
         "began",
         "ending",
+        "eof",
         "group",
         "held",
         "id",
         "name",
         "need",
+        "partial",
         "paused",
         "rest",
         "rest_size",
@@ -80,6 +86,7 @@ class Session(asyncio.Protocol):
         #: Part of a request, in pieces, and how many bytes it needs to be looked at again.
         self.rest: list[bytes] = []
         self.rest_size = self.need = 0
+        self.partial: Partial | None = None
         #: Requests that wait until replies are gone.
         self.backlog: list[list[bytes]] = []
         #: How many times replies of this session stand in a group, and the last such group.
@@ -87,8 +94,10 @@ class Session(asyncio.Protocol):
         self.group: Group | None = None
         #: The transport has enough to send; nothing is read.
         self.paused = self.stopped = False
-        #: Close when all replies are sent.
+        #: Take no further request, and close when all replies are sent.
         self.ending = False
+        #: The client sends no more: the same, after what it has sent.
+        self.eof = False
         self.scans: dict[int, list[bytes]] = {}
 
     # -- asyncio's side
@@ -111,10 +120,8 @@ class Session(asyncio.Protocol):
         self.server.gone(self)
 
     def eof_received(self) -> bool:
-        if self.held or self.backlog:
-            self.ending = True
-            return True
-        return False
+        self.eof = True
+        return bool(self.held or self.backlog)
 
     def pause_writing(self) -> None:
         self.paused = True
@@ -135,10 +142,10 @@ class Session(asyncio.Protocol):
             data = b"".join(self.rest)
             self.rest = []
         try:
-            requests, used, self.need = parse(data, self.server.limits)
+            requests, used, self.need, self.partial = parse(data, self.server.limits, self.partial)
         except ProtocolError as exc:
-            requests, used = exc.done, len(data)  # type: ignore[attr-defined]
-            requests.append([b"\0", str(exc).encode()])
+            requests, used = exc.done, len(data)
+            requests.append(_NoRequest([str(exc).encode()]))
         if used < len(data):
             self.rest = [data[used:] if used else data]
             self.rest_size = len(self.rest[0])
@@ -192,11 +199,11 @@ class Session(asyncio.Protocol):
             self._hold(wait, replies, about_data)
         elif self.transport is not None:
             self.transport.write(replies[0] if len(replies) == 1 else b"".join(replies))
-            if self.ending:
-                self.transport.close()
-            elif self.backlog and not self.paused:
+            if self.backlog and not self.paused:
                 self._stop_reading()
                 server.loop.call_soon(self.go_on)
+            elif self.ending or self.eof:
+                self._close_if_done()
 
     def _needed(self, touches: int, args: list[bytes]) -> Group | None:
         """The group that has to be written before a reply is true."""
@@ -224,9 +231,9 @@ class Session(asyncio.Protocol):
             self._stop_reading()
 
     def _no_command(self, args: list[bytes]) -> bytes:
-        if args[0] == b"\0":  # what data_received() makes of bytes that are no request
+        if isinstance(args, _NoRequest):
             self.ending = True
-            return error(f"ERR Protocol error: {args[1].decode()}" if len(args) == 2 else "ERR")
+            return error(f"ERR Protocol error: {args[0].decode()}")
         return unknown(args)
 
     # -- replies that waited
@@ -240,11 +247,14 @@ class Session(asyncio.Protocol):
         transport.write(replies[0] if len(replies) == 1 else b"".join(replies))
         if not self.held:
             self.group = None
-            if self.ending and not self.backlog:
-                transport.close()
-                return
             if self.stopped:
                 self.go_on()
+            elif self.ending or self.eof:
+                self._close_if_done()
+
+    def _close_if_done(self) -> None:
+        if self.transport is not None and not self.held and not self.backlog:
+            self.transport.close()
 
     def refused(self, replies: list[bytes], about_data: list[int], why: str) -> None:
         """What they tell of was taken back."""
@@ -260,6 +270,13 @@ class Session(asyncio.Protocol):
             self.stopped = True
             self.transport.pause_reading()
 
+    def finish(self) -> None:
+        """The server ends: take no further request."""
+        self.ending = True
+        self.backlog = []
+        self._stop_reading()
+        self._close_if_done()
+
     def go_on(self) -> None:
         """Work on what waits, then read again; as far as nothing holds this session up."""
         if self.paused or self.transport is None or (self.held and self.stopped):
@@ -269,8 +286,8 @@ class Session(asyncio.Protocol):
             self.execute(requests)
             if self.backlog or self.held or self.paused or self.transport is None:
                 return
-        if self.ending:
-            self.transport.close()
+        if self.ending or self.eof:
+            self._close_if_done()
         elif self.stopped:
             self.stopped = False
             self.transport.resume_reading()
@@ -372,14 +389,15 @@ class Server:
             await self.close()
 
     async def close(self, patience: float = 5.0) -> None:
-        """Accept nobody, answer what was received, write everything, close."""
+        """Accept nobody, execute nothing more, write and answer what was executed, close."""
         for server in self._servers:
             server.close()
         if self._ticker is not None:
             self._ticker.cancel()
+        for session in list(self.sessions):
+            session.finish()
         await self.committer.close()
         for session in list(self.sessions):
-            session.ending = True
             if session.transport is not None:
                 session.transport.close()
         if self.sessions:
