@@ -64,7 +64,9 @@ def _factory(name: str) -> Callable[[], asyncio.AbstractEventLoop] | None:
             raise SystemExit("kvstore: uvloop is not installed: pip install uvloop") from None
         factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
         return factory
-    return lambda: aiounify.new_event_loop(None if name == "auto" else name)
+    if name == "auto":
+        return aiounify.new_event_loop
+    return lambda: aiounify.new_event_loop(name)
 
 
 async def _serve(options: argparse.Namespace) -> None:

@@ -423,7 +423,16 @@ def _hello(session: Session, args: Request) -> bytes:
         raise CommandError(_SYNTAX)
     if len(args) == 4:
         session.name = args[3]
-    facts = [b"server", b"aiounify-kvstore", b"version", b"7.0.0", b"proto", 2, b"id", session.id]
+    facts: list[bytes | int] = [
+        b"server",
+        b"aiounify-kvstore",
+        b"version",
+        b"7.0.0",
+        b"proto",
+        2,
+        b"id",
+        session.id,
+    ]
     facts += [b"mode", b"standalone", b"role", b"master", b"modules"]
     replies = [integer(f) if isinstance(f, int) else bulk(f) for f in facts]
     return array([*replies, EMPTY])

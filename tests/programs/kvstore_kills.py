@@ -3,7 +3,7 @@
 Arguments: backend, kills, directory.  Each round starts examples/kvstore on what the round before
 left, checks everything that was ever acknowledged, loads it with clients that record their
 acknowledgements, and kills it.  In some rounds the log is rewritten meanwhile; in some it is
-killed while it starts.
+killed while it starts; now and then it is ended by SIGTERM.
 
 What may be found of a client's key is what was acknowledged last or what was sent after that: a
 reply may be lost with the server.  Of MSET both keys or none have the new value.
@@ -135,7 +135,7 @@ def kill(process):
     process.stdout.close()
 
 
-async def one_round(process, host, port, records, again):
+async def one_round(process, host, port, records, *, again, gently):
     reader, writer = await asyncio.open_connection(host, port)
     for record in records:
         await record.check(reader, writer)
@@ -144,7 +144,12 @@ async def one_round(process, host, port, records, again):
     if again:
         writer.write(encode("BGREWRITEAOF"))
         await asyncio.sleep(random.uniform(0, 0.02))
-    kill(process)
+    if gently:
+        process.terminate()
+        assert await asyncio.to_thread(process.wait) == 0
+        process.stdout.close()
+    else:
+        kill(process)
     writer.close()
     with contextlib.suppress(ConnectionError):
         await writer.wait_closed()
@@ -162,12 +167,15 @@ def main():
                 process = start(backend, directory)
                 time.sleep(random.uniform(0, 0.4))
                 kill(process)
-            process = start(backend, directory)
-            try:
-                asyncio.run(one_round(process, *address(process), records, number % 3 == 2))
-            finally:
-                if process.poll() is None:
-                    kill(process)
+            for gently in (False, True) if number % 10 == 4 else (False,):
+                process = start(backend, directory)
+                where = address(process)
+                again = number % 3 == 2
+                try:
+                    asyncio.run(one_round(process, *where, records, again=again, gently=gently))
+                finally:
+                    if process.poll() is None:
+                        kill(process)
         process = start(backend, directory)
 
         async def last(host, port):
