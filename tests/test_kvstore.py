@@ -687,6 +687,28 @@ async def test_a_damaged_middle_is_refused_and_kept(tmp_path):
     assert aside.read_bytes() == data[place:]
 
 
+async def test_every_changed_byte_is_noticed(tmp_path):
+    async with served(tmp_path / "db") as (server, connect):
+        r = await connect()
+        for i in range(4):
+            await r("SET", f"k{i}", i)
+        place = server.committer.end
+    whole = (tmp_path / "db" / "kvstore.log").read_bytes()
+    path = tmp_path / "kvstore.log"
+    for i in range(len(whole)):
+        data = bytearray(whole)
+        data[i] ^= 1 << (i % 8)
+        path.write_bytes(data)
+        committer = Committer(store := Store(), tmp_path)
+        if i < place:
+            with pytest.raises(log.CorruptError):
+                committer.open()
+        else:  # of what is written when the server ends, and says that the rest is on the disk
+            assert committer.open() == len(whole) - place
+            assert len(store.data) == 4
+            os.close(committer._fd)
+
+
 def test_files_that_are_no_logs(tmp_path):
     async def opened():
         Server(tmp_path)
@@ -778,6 +800,38 @@ async def test_a_failed_sync_is_not_tried_again(tmp_path, recorder):
     assert (await recovered(tmp_path / "x", (tmp_path / "kvstore.log").read_bytes()))[
         b"k"
     ] == b"new"
+
+
+_KEYS = st.sampled_from([b"a", b"b", b"c", b"d"])
+_FUTURE = 1 << 60
+_CHANGES = st.one_of(
+    st.tuples(st.just("put"), _KEYS, st.binary(max_size=9)),
+    st.tuples(st.just("put"), _KEYS, st.binary(max_size=9), st.just(_FUTURE)),
+    st.tuples(st.just("append"), _KEYS, st.binary(max_size=9)),
+    st.tuples(st.just("delete"), _KEYS),
+    st.tuples(st.just("expire"), _KEYS, st.sampled_from([0, _FUTURE + 1])),
+    st.tuples(st.just("flush")),
+)
+
+
+@given(st.lists(st.tuples(st.lists(_CHANGES, max_size=8), st.booleans()), max_size=8))
+@settings(max_examples=200)
+def test_groups_are_in_the_log_or_were_never_there(groups):
+    store, replica = Store(), Store()
+    for changes, written in groups:
+        before = dict(store.data), dict(store.expires), store.used
+        for name, *arguments in changes:
+            if name == "expire" and store.get(arguments[0]) is None:
+                continue
+            getattr(store, name)(*arguments)
+        group, store.group = store.group, type(store.group)(store.group.number + 1)
+        if written:
+            replica.replay(log.changes(b"".join(group.records)))
+        else:
+            store.undo(group)
+            assert (store.data, store.expires, store.used) == before
+        assert store.used == Store_used(store)
+    assert (replica.data, replica.expires) == (store.data, store.expires)
 
 
 # -- rewriting

@@ -1,7 +1,7 @@
 """The log's format, and what is read of it after a crash.
 
-The file begins with a mark and a random salt.  Then come batches, each with all changes that were
-written by one request:
+The file begins with a mark, a random salt and their checksum.  Then come batches, each with all
+changes that were written by one request:
 
     mark     4 bytes
     length   u32, of the payload
@@ -51,7 +51,8 @@ __all__ = [
 _MARK = b"kvB\n"
 _FILE_MARK = b"aiounify kv 1\n\0\0"
 _SALT = 16
-HEAD_SIZE = len(_FILE_MARK) + _SALT
+_HEAD = struct.Struct(f"<{len(_FILE_MARK)}s{_SALT}sI")
+HEAD_SIZE = _HEAD.size
 _BATCH = struct.Struct("<4sIQQI")
 _NUMBERS = struct.Struct("<IQQ")
 _CHANGE = struct.Struct("<BIIq")
@@ -78,7 +79,7 @@ class Found(NamedTuple):
 def new_head() -> tuple[bytes, bytes]:
     """The beginning of a new file, and its salt."""
     salt = os.urandom(_SALT)
-    return _FILE_MARK + salt, salt
+    return _HEAD.pack(_FILE_MARK, salt, zlib.crc32(_FILE_MARK + salt)), salt
 
 
 def change(kind: int, key: bytes, value: bytes = b"", expires: int = 0) -> bytes:
@@ -151,9 +152,11 @@ def read(
     if size < HEAD_SIZE:
         raise CorruptError("the file is too short for a log")
     with mmap.mmap(fd, size, access=mmap.ACCESS_READ) as data, memoryview(data) as view:
-        if view[: len(_FILE_MARK)] != _FILE_MARK:
+        mark, salt, crc = _HEAD.unpack_from(view)
+        if mark != _FILE_MARK:
             raise CorruptError("the file is no log of this database, or of another version")
-        salt = bytes(view[len(_FILE_MARK) : HEAD_SIZE])
+        if crc != zlib.crc32(mark + salt):
+            raise CorruptError("the first bytes of the file are damaged")  # nothing could be read
         at, sequence = start, 0
         yield memoryview(b""), Found(salt, at, 0, 0)
         while at < size:
