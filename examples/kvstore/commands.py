@@ -15,7 +15,6 @@ raised as `CommandError` before anything was changed.
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from typing import TYPE_CHECKING
@@ -519,11 +518,6 @@ def _shutdown(session: Session, args: Request) -> bytes:
     session.ending = True
     session.server.stop()
     return b""
-
-
-@command("LOLWUT", 1, -1)
-def _lolwut(session: Session, args: Request) -> bytes:
-    return bulk(b"aiounify, process %d\n" % os.getpid())
 
 
 def unknown(args: Request) -> bytes:
