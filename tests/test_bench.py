@@ -5,6 +5,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -22,6 +23,8 @@ from aiounify.bench import (
     cli,
     document,
     machine,
+    program,
+    redisbench,
     registry,
     report,
     rows,
@@ -33,7 +36,7 @@ from aiounify.bench.channel import Channel, ClosedError, Command, Measurement, R
 from aiounify.bench.child import Child, ChildError
 from aiounify.bench.counters import Counters, memory_used
 from aiounify.bench.rows import IdleRow, LoopRow, ServerRow, ServingRow
-from aiounify.bench.rows.base import Run
+from aiounify.bench.rows.base import Program, Run
 from aiounify.bench.runner import Options, RowResult
 from aiounify.bench.worker import operations
 
@@ -502,6 +505,60 @@ def test_report_of_wrk() -> None:
             wrk.parse(_WRK.format(trouble=trouble))
     with pytest.raises(ValueError, match="no answers"):
         wrk.parse("unable to connect")
+
+
+_REDIS = """"test","rps","avg_latency_ms","min_latency_ms","p50_latency_ms","p95_latency_ms"\
+,"p99_latency_ms","max_latency_ms"
+"SET","20000.00","2.2","0.3","1.25","7.6","9.5","16.2"
+"""
+
+
+def test_report_of_redis_benchmark() -> None:
+    measured = redisbench.parse(_REDIS, 10_000)
+    assert measured["ops"] == 10_000
+    assert measured["seconds"] == pytest.approx(0.5)
+    assert measured["p50"] == pytest.approx(1.25e-3)
+    assert measured["p99"] == pytest.approx(9.5e-3)
+    with pytest.raises(ValueError, match="refused"):
+        redisbench.parse("Could not connect: Connection refused", 1)
+    with pytest.raises(ValueError, match="Error from server"):
+        redisbench.parse("Error from server: ERR no\n" + _REDIS, 1)
+
+
+# Other programs as columns
+
+
+def test_a_program_that_is_not_installed_says_how_to_get_it() -> None:
+    missing = Program("none", "no-such-executable", "apt-get install none", (), lambda _: None)  # type: ignore[arg-type,return-value]
+    with pytest.raises(ChildError, match="apt-get install none"):
+        program.version(missing)
+
+
+def test_programs_are_columns_of_their_own_rows_only(capsys: pytest.CaptureFixture[str]) -> None:
+    assert rows.programs(rows.ROWS["kvstore-set"]) == ("redis-server",)
+    assert rows.programs(rows.ROWS["tcp-1k-x1"]) == ()
+    assert cli.parse(["--loops", "asyncio,redis-server"]).loops == ["asyncio", "redis-server"]
+    with pytest.raises(SystemExit):
+        cli.parse(["--loops", "redis-sever"])
+    assert "did you mean redis-server?" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(
+    not (redisbench.available() and shutil.which("redis-server")), reason="no redis installed"
+)
+def test_quick_run_of_a_row_with_a_program(tmp_path: Path) -> None:
+    target = tmp_path / "run.json"
+    names = "asyncio,redis-server"
+    assert cli.run(["kvstore-get", "--quick", "--loops", names, "--json", str(target)]) == 0
+    measured = json.loads(target.read_text())
+    assert set(measured["machine"]["loops"]) == {"asyncio", "redis-server"}
+    (row,) = measured["rows"]
+    assert row["base"] == "redis-server"
+    found = row["loops"]
+    assert found["redis-server"]["median"]["cpu"] > 0
+    assert found["asyncio"]["ratio"]["rate"]["median"] > 0
+    text = document.tables(measured)
+    assert "| row | redis-server | asyncio |" in text
 
 
 # Instructions by callgrind

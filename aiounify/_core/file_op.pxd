@@ -28,3 +28,6 @@ cdef class FileOp(Op):
     cdef readonly bint polled    # not a regular file: may wait for ever
 
     cdef int release(self) except -1
+
+
+cdef int set_writev(FileOp op, buffers, int64_t skip, size_t most) except -1

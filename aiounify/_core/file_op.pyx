@@ -283,12 +283,19 @@ def writev_op(int fd, buffers, int64_t offset, int64_t skip=0, bint polled=False
     """Write the buffers, without the first `skip` bytes, in one call: at most 1024 of them."""
     cdef FileOp op = FileOp(AU_WRITEV, fd, 0, offset, 0, polled)
     op.readiness = EPOLLOUT
-    set_vectors(op, buffers, skip, PIPE_BUF if polled else 0x7ffff000)
+    set_writev(op, buffers, skip, PIPE_BUF if polled else 0x7ffff000)
+    return op
+
+
+cdef int set_writev(FileOp op, buffers, int64_t skip, size_t most) except -1:
+    """Make the operation write these buffers: a single one by the simpler call."""
+    op.opcode = AU_WRITEV
+    set_vectors(op, buffers, skip, most)
     if op.length == 1:
         op.opcode = AU_WRITE
         op.address = <uint64_t><size_t>op.vectors[0].iov_base
         op.length = <uint32_t>op.vectors[0].iov_len
-    return op
+    return 0
 
 
 def open_op(int dir_fd, bytes path, int flags, int mode):

@@ -93,6 +93,7 @@ cdef class Op:
     cdef bint done
     cdef bint cancel_asked
     cdef object handle
+    cdef Op linked            # begins when this one has succeeded in full; only in the ring
 
     cdef int perform(self) noexcept
     cdef int complete(self, int result, uint32_t flags) except -1

@@ -123,6 +123,10 @@ cdef class Op:
     Subclasses fill the fields of the submission and say, for the epoll backend,
     how the same thing is tried without blocking (`perform`) and what readiness to
     wait for when the kernel answers EAGAIN (`readiness`).
+
+    Several can be submitted as one chain: each names its successor in `linked`, and only the
+    first is given to submit().  Each has a completion of its own.  The first that fails or does
+    less than it was told to ends the chain: the rest complete with ECANCELED.
     """
 
     def __cinit__(self):

@@ -107,6 +107,7 @@ cdef extern from "ring.h" nogil:
     enum:
         IORING_OP_RECV
         IORING_OP_SEND
+        IOSQE_IO_LINK
         IOSQE_BUFFER_SELECT
         IORING_CQE_F_BUFFER
         IORING_CQE_BUFFER_SHIFT
@@ -679,16 +680,43 @@ cdef class UringReactor(Reactor):
             return self.submit_readiness(op)
         if op.link.next != NULL or op.done:
             raise RuntimeError("an operation can be submitted once only")
-        if self.parked or self.moving or (not self.running and ring_full(&self.ring)):
+        if self.parked or self.moving or (not self.running and not self.has_room(op)):
             # Only the thread that runs the loop can enter the ring; it will.
             self.parked.append(op)
         else:
             self.prepare(op)
-        op_link(self.q, &op.link, <PyObject *>op)
-        self.n_ops[op.opcode % OP_KINDS] += 1
+        while op is not None:
+            op_link(self.q, &op.link, <PyObject *>op)
+            self.n_ops[op.opcode % OP_KINDS] += 1
+            op = op.linked
         return 0
 
+    cdef bint has_room(self, Op op) noexcept:
+        """For an operation and those linked to it."""
+        cdef unsigned n = 1
+        if op.linked is None:
+            return not ring_full(&self.ring)
+        while op.linked is not None:
+            n += 1
+            op = op.linked
+        return self.ring.fd < 0 or ring_unsubmitted(&self.ring) + n <= self.ring.sq_entries
+
     cdef int prepare(self, Op op) except -1:
+        """Fill the next entries.  A chain that is submitted in two parts is two chains."""
+        cdef au_sqe *sqe
+        if op.linked is not None and not self.has_room(op):
+            if self.running or self.thread == gettid():
+                self.enter()
+            if not self.has_room(op):
+                raise OSError(EBUSY, "the submission ring is full")
+        while op.linked is not None:
+            sqe = self.fill(op)
+            sqe.flags |= IOSQE_IO_LINK
+            op = op.linked
+        self.fill(op)
+        return 0
+
+    cdef au_sqe *fill(self, Op op) except NULL:
         cdef au_sqe *sqe = self.sqe()
         sqe.opcode = op.opcode
         sqe.flags = op.sqe_flags
@@ -701,7 +729,7 @@ cdef class UringReactor(Reactor):
         sqe.splice_fd_in = op.file_index
         sqe.addr3 = op.address3
         sqe.user_data = <uint64_t><size_t><PyObject *>op
-        return 0
+        return sqe
 
     cdef int cancel_mark(self, uint64_t user_data) except -1:
         cdef au_sqe *sqe
@@ -720,7 +748,10 @@ cdef class UringReactor(Reactor):
                 return self.cancel_readiness(op)
             if op in self.parked:
                 self.parked.remove(op)
-                return self.finish_later(op, -ECANCELED)
+                while op is not None:
+                    self.finish_later(op, -ECANCELED)
+                    op = op.linked
+                return 0
             self.cancel_mark(<uint64_t><size_t><PyObject *>op)
         return 0
 

@@ -63,6 +63,7 @@ enum {
 };
 
 enum {
+    IOSQE_IO_LINK = 1u << 2,
     IOSQE_BUFFER_SELECT = 1u << 5,
     IORING_CQE_BUFFER_SHIFT = 16,
     IORING_RECV_MULTISHOT = 1u << 1, /* in ioprio; 6.0 */

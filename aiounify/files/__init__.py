@@ -8,6 +8,8 @@ serves a program written for aiofiles; docs/files.md tells what is different and
 from aiounify.files import os as os
 from aiounify.files import tempfile as tempfile
 from aiounify.files.direct import aligned_buffer as aligned_buffer
+from aiounify.files.durable import SyncError as SyncError
+from aiounify.files.durable import write_durable as write_durable
 from aiounify.files.handle import open as open
 from aiounify.files.path import Path as Path
 from aiounify.files.splicing import Pipe as Pipe

@@ -22,7 +22,7 @@ from aiounify.bench.channel import Measurement
 from aiounify.bench.filelibs import library_of
 from aiounify.bench.rows.base import LoopRow, Run
 
-__all__ = ["ROWS"]
+__all__ = ["ROWS", "directory_on_disk"]
 
 _TASKS = 64
 _PAGE = 4096
@@ -36,7 +36,8 @@ _Work = Callable[[int], Awaitable[None]]
 _kept: list[object] = []
 
 
-def _directory() -> Path:
+def directory_on_disk() -> Path:
+    """A directory that is removed when this process ends, however it does."""
     # Not in /tmp, which may be memory: what is measured is a file system with a page cache.
     found = tempfile.mkdtemp(dir="/var/tmp", prefix="aiounify-bench-")
     # A worker does not end in an orderly way; whoever sees its end of the pipe close tidies up.
@@ -62,7 +63,7 @@ def _by_tasks(loop: asyncio.AbstractEventLoop, work: _Work, tasks: int) -> Run:
 def _random_reads(tasks: int) -> Callable[[asyncio.AbstractEventLoop], Run]:
     def prepare(loop: asyncio.AbstractEventLoop) -> Run:
         library = _library(loop)
-        path = _directory() / "pages"
+        path = directory_on_disk() / "pages"
         path.write_bytes(os.urandom(1 << 24))
         chosen = random.Random(1)
         offsets = [chosen.randrange(1 << 12) * _PAGE for _ in range(4096)]
@@ -116,7 +117,7 @@ def _late(loop: asyncio.AbstractEventLoop) -> Run:
 
 def _direct(loop: asyncio.AbstractEventLoop) -> Run:
     library = _library(loop)
-    path = str(_directory() / "pages")
+    path = str(directory_on_disk() / "pages")
     Path(path).write_bytes(os.urandom(1 << 24))
     chosen = random.Random(1)
     offsets = [chosen.randrange(1 << 12) * _PAGE for _ in range(4096)]
@@ -150,7 +151,7 @@ def _direct(loop: asyncio.AbstractEventLoop) -> Run:
 def _whole(size: int, tasks: int) -> Callable[[asyncio.AbstractEventLoop], Run]:
     def prepare(loop: asyncio.AbstractEventLoop) -> Run:
         library = _library(loop)
-        directory = _directory()
+        directory = directory_on_disk()
         paths = [str(directory / str(i)) for i in range(64)]
         for path in paths:
             Path(path).write_bytes(os.urandom(size))
@@ -171,7 +172,7 @@ def _whole(size: int, tasks: int) -> Callable[[asyncio.AbstractEventLoop], Run]:
 
 def _opened(loop: asyncio.AbstractEventLoop) -> Run:
     library = _library(loop)
-    path = str(_directory() / "small")
+    path = str(directory_on_disk() / "small")
     Path(path).write_bytes(os.urandom(_PAGE))
 
     async def reads(n: int) -> None:
@@ -184,7 +185,7 @@ def _opened(loop: asyncio.AbstractEventLoop) -> Run:
 
 def _stat(loop: asyncio.AbstractEventLoop) -> Run:
     library = library_of(loop)
-    path = str(_directory() / "small")
+    path = str(directory_on_disk() / "small")
     Path(path).write_bytes(b"x")
     if library in ("aiofiles", "aiounify.files"):
         stat = importlib.import_module(f"{library}.os").stat
@@ -207,7 +208,7 @@ def _stat(loop: asyncio.AbstractEventLoop) -> Run:
 
 def _lines(loop: asyncio.AbstractEventLoop) -> Run:
     library = _library(loop)
-    path = str(_directory() / "lines")
+    path = str(directory_on_disk() / "lines")
     text = "".join(f"line {i} of a file of text, not long\n" for i in range(_LINES))
     Path(path).write_text(text)
 
@@ -222,7 +223,7 @@ def _lines(loop: asyncio.AbstractEventLoop) -> Run:
 
 def _writes(loop: asyncio.AbstractEventLoop) -> Run:
     library = _library(loop)
-    path = str(_directory() / "written")
+    path = str(directory_on_disk() / "written")
 
     async def write(n: int) -> None:
         async with library.open(path, "wb") as file:
