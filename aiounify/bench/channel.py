@@ -59,6 +59,7 @@ class Command(TypedDict, total=False):
     connections: int
     size: int
     kind: str
+    request: str
 
 
 class Reply(TypedDict, total=False):

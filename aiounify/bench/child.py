@@ -97,7 +97,7 @@ class Child:
     @contextlib.contextmanager
     def awake(self) -> Iterator[None]:
         """Let a process that rest() stopped run for a while."""
-        self._process.send_signal(signal.SIGCONT)
+        self._signal(signal.SIGCONT)
         try:
             yield
         finally:
@@ -105,18 +105,24 @@ class Child:
 
     def rest(self) -> None:
         """Stop the process until it is needed: some loops spin while they have nothing to do."""
-        self._process.send_signal(signal.SIGSTOP)
+        self._signal(signal.SIGSTOP)
 
     def close(self) -> None:
         """End the process: closing the channel tells it to, a signal if it does not."""
         self._channel.close()
-        self._process.send_signal(signal.SIGCONT)
+        self._signal(signal.SIGCONT)
         try:
             self._process.wait(_GRACE)
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            self._signal(signal.SIGKILL)
             self._process.wait()
         os.close(self._output)
+
+    def _signal(self, number: signal.Signals) -> None:
+        """To the process and to those it started."""
+        if self._process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, number)
 
     def _error(self, reason: str) -> ChildError:
         return ChildError(reason, self._printed())

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from aiounify.bench import callgrind, document, machine, registry, report, rows
+from aiounify.bench import callgrind, document, machine, program, registry, report, rows
 from aiounify.bench.child import ChildError
 from aiounify.bench.runner import Options, RowResult, probe, run_row
 
@@ -34,10 +34,11 @@ def _seconds(text: str) -> float:
 def _loop_names(text: str) -> list[str]:
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
-        if name not in registry.LOOPS:
-            close = rows.base.close_matches(name, registry.LOOPS)
+        if name not in registry.LOOPS and name not in rows.PROGRAMS:
+            every = [*registry.LOOPS, *rows.PROGRAMS]
+            close = rows.base.close_matches(name, every)
             hint = f"; did you mean {' or '.join(close)}?" if close else ""
-            known = ", ".join(registry.LOOPS)
+            known = ", ".join(every)
             raise argparse.ArgumentTypeError(f"no loop is called {name!r}{hint} (known: {known})")
     return list(dict.fromkeys(names))
 
@@ -61,7 +62,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--base",
         default=registry.BASE,
-        choices=list(registry.LOOPS),
+        choices=[*registry.LOOPS, *rows.PROGRAMS],
         metavar="LOOP",
         help="what ratios are relative to (default: %(default)s)",
     )
@@ -102,6 +103,9 @@ def _list() -> None:
         print(f"  {group:<{width}}  {some}{more}")
     print("loops:")
     print(f"  {', '.join(registry.LOOPS)}")
+    if rows.PROGRAMS:
+        print("programs, in the rows that name them:")
+        print(f"  {', '.join(rows.PROGRAMS)}")
 
 
 class _Progress:
@@ -128,6 +132,9 @@ def _available(
     for name in names:
         progress(f"looking for {name}")
         try:
+            if name in rows.PROGRAMS:
+                versions[name] = program.version(rows.PROGRAMS[name])
+                continue
             reply = probe(name, options)
         except ChildError as exc:
             left_out[name] = str(exc)
@@ -159,6 +166,11 @@ def run(argv: list[str]) -> int:
     names = list(arguments.loops or registry.DEFAULT)
     if arguments.peers:
         names += [name for name in registry.PEERS if name not in names]
+    named = {name for row in chosen for name in rows.programs(row)}
+    if arguments.loops:
+        names = [name for name in names if name in registry.LOOPS or name in named]
+    else:
+        names += [name for name in rows.PROGRAMS if name in named]
     server_cpu, client_cpu = machine.choose_cpus()
     options = Options(
         rounds=arguments.rounds or (_QUICK_ROUNDS if arguments.quick else _ROUNDS),
@@ -186,10 +198,12 @@ def run(argv: list[str]) -> int:
         results: list[RowResult] = []
         before = machine.stolen()
         for row in chosen:
-            result = run_row(row, list(versions), options, progress)
+            there = [name for name in versions if name in registry.LOOPS]
+            there += [name for name in rows.programs(row) if name in versions]
+            result = run_row(row, there, options, progress)
             results.append(result)
             progress.clear()
-            print("\n" + report.row_table(result, list(versions), arguments.base), file=out)
+            print("\n" + report.row_table(result, there, row.base or arguments.base), file=out)
             if arguments.verbose:
                 for name, text in result.output.items():
                     print(f"\n-- {row.name}, {name}:\n{text.rstrip()}", file=out)

@@ -2,8 +2,9 @@
 
 `python -m aiounify.bench.client --fd N --cpu N` answers commands until the socket pair closes:
 "open" connects to a server under a key, "run" loads the server of a key for a window, "count"
-sends it so many requests, "close" gives a key up, "wrk" runs wrk for a window.  All work within a
-window is done in the compiled `_loadgen`, without the GIL, or in wrk.
+sends it so many requests, "close" gives a key up, "tool" runs wrk or another of the `tools` for
+a window.  All work within a window is done in the compiled `_loadgen`, without the GIL, or in the
+tool.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import sys
 import time
 import traceback
 
-from aiounify.bench import wrk
+from aiounify.bench import tools
 from aiounify.bench.channel import Channel, ClosedError, Command, Reply
 from aiounify.bench.limits import raise_open_files
 
@@ -39,11 +40,16 @@ def main(argv: list[str]) -> int:
     loads: dict[str, Load] = {}
 
     def answer(command: Command) -> Reply:
-        if command["cmd"] == "wrk":
+        if command["cmd"] == "tool":
             host, port = command["address"]
+            load = tools.TOOLS[command["kind"]].load
             return Reply(
-                measurement=wrk.load(
-                    str(host), int(port), command["connections"], command["seconds"]
+                measurement=load(
+                    str(host),
+                    int(port),
+                    command["request"],
+                    command["connections"],
+                    command["seconds"],
                 )
             )
         key = command["key"]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from aiounify.bench.report import micro, number
-from aiounify.bench.rows import DEFAULT
+from aiounify.bench.rows import DEFAULT, PROGRAMS
 
 __all__ = ["BEGIN", "END", "insert", "run", "tables", "together"]
 
@@ -36,6 +36,7 @@ _SECTIONS: tuple[tuple[str, frozenset[str]], ...] = (
     ("Futexes, and locks between processes", frozenset({"futex"})),
     ("Changes of files", frozenset({"watch"})),
     ("HTTP servers", frozenset({"http"})),
+    ("Servers, against other programs", frozenset({"server"})),
 )
 _OTHERS = "Pipes, processes, import"
 
@@ -128,7 +129,8 @@ def tables(measured: _Run, plot: str | None = None) -> str:
         found.setdefault(_section(row), []).append(row)
     for title in [*(title for title, _ in _SECTIONS), _OTHERS]:
         if title in found:
-            parts += [f"### {title}", _table(found[title], base, loops)]
+            parts.append(f"### {title}")
+            parts += _tables(found[title], base, loops)
     return "\n\n".join(parts)
 
 
@@ -163,8 +165,8 @@ def _key(measured: _Run, base: str) -> str:
     counted = _has_instructions(measured["rows"])
     names = "rate / CPU time" + (" / user instructions" if counted else "")
     text = (
-        f"The column {base} has absolute values; the others are relative to it: {names} for one "
-        "operation. More is better of a rate, less of the rest. `~` is before a ratio whose rounds "
+        f"The first column ({base}) has absolute values; the others are relative to it: {names} "
+        "for one operation. More is better of a rate, less of the rest. `~` is before a ratio whose rounds "
         "lie on both sides of 1.00."
     )
     if not counted:
@@ -179,6 +181,22 @@ def _has_instructions(rows: Sequence[_Row]) -> bool:
         for row in rows
         for found in row["loops"].values()
     )
+
+
+def _tables(rows: Sequence[_Row], base: str, loops: Sequence[str]) -> list[str]:
+    """One for each base of the section's rows; a program is a column where a row has it."""
+    found: dict[str, list[_Row]] = {}
+    for row in rows:
+        found.setdefault(row.get("base", base), []).append(row)
+    every = [base, *loops]
+    return [
+        _table(some, own, [name for name in every if name != own and _shown(some, name)])
+        for own, some in found.items()
+    ]
+
+
+def _shown(rows: Sequence[_Row], name: str) -> bool:
+    return name not in PROGRAMS or any(name in row["loops"] for row in rows)
 
 
 def _table(rows: Sequence[_Row], base: str, loops: Sequence[str]) -> str:

@@ -191,7 +191,7 @@ def as_json(
             "callgrind": options.callgrind,
         },
         "left_out": dict(left_out),
-        "rows": [_json_row(result, base) for result in results],
+        "rows": [_json_row(result, result.row.base or base) for result in results],
     }
     return json.dumps(document, indent=1)
 
@@ -224,6 +224,7 @@ def _json_row(result: RowResult, base: str) -> dict[str, object]:
         "unit": row.unit,
         "groups": list(row.groups),
         "loops": loops,
+        **({"base": row.base} if row.base else {}),
         **uncounted,
     }
 

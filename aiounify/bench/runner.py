@@ -15,11 +15,11 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from aiounify.bench import callgrind, wrk
+from aiounify.bench import callgrind, tools
 from aiounify.bench.channel import Command, Measurement, Reply
 from aiounify.bench.child import Child, ChildError
 from aiounify.bench.counters import Sample
-from aiounify.bench.rows import HttpRow, IdleRow, Row, ServerRow, ServingRow
+from aiounify.bench.rows import IdleRow, Row, ServerRow, ServingRow, ToolRow
 
 __all__ = ["Options", "RowResult", "order", "probe", "run_row"]
 
@@ -71,6 +71,14 @@ def _worker(loop: str, row: Row | None, options: Options, directory: str | None 
     if row is not None:
         arguments += ["--row", row.name]
     return Child("aiounify.bench.worker", *arguments, directory=directory)
+
+
+def _column(name: str, row: Row, options: Options, directory: str) -> Child:
+    """The process of a loop, or the one that has a program."""
+    if isinstance(row, ToolRow) and name in {program.name for program in row.programs}:
+        arguments = ["--cpu", str(options.server_cpu), "--row", row.name, "--program", name]
+        return Child("aiounify.bench.program", *arguments, directory=directory)
+    return _worker(name, row, options, directory)
 
 
 class _LoopDriver:
@@ -131,16 +139,18 @@ class _ServerDriver:
         return Sample(**self._child.ask(Command(cmd="sample"), _PATIENCE)["sample"])
 
 
-class _HttpDriver:
-    """One loop in an `HttpRow`; wrk makes its connections for each window."""
+class _ToolDriver:
+    """One loop or program in a `ToolRow`; the tool makes its connections for each window."""
 
     def __init__(
-        self, child: Child, client: Child, reply: Reply, row: HttpRow, options: Options
+        self, child: Child, client: Child, reply: Reply, row: ToolRow, options: Options
     ) -> None:
         self._child = child
         self._client = client
         self._load = Command(
-            cmd="wrk",
+            cmd="tool",
+            kind=row.tool,
+            request=row.request,
             address=reply["address"],
             connections=row.connections,
             seconds=options.window,
@@ -200,13 +210,13 @@ class _IdleDriver:
         self._client.ask(command | Command(key=self._name, size=64, kind="stream"), _PATIENCE)
 
 
-_Driver = _LoopDriver | _ServerDriver | _HttpDriver | _IdleDriver
+_Driver = _LoopDriver | _ServerDriver | _ToolDriver | _IdleDriver
 
 
 def _needs(row: Row) -> str | None:
     """What a row lacks on this machine."""
-    if isinstance(row, HttpRow) and not wrk.available():
-        return wrk.INSTALL
+    if isinstance(row, ToolRow) and not tools.TOOLS[row.tool].available():
+        return tools.TOOLS[row.tool].install
     return None
 
 
@@ -256,12 +266,12 @@ def run_row(
                     drivers[name] = _IdleDriver(name, client, row, options)
                     awake[name] = contextlib.nullcontext
                     continue
-                child = stack.enter_context(_worker(name, row, options, directory))
+                child = stack.enter_context(_column(name, row, options, directory))
                 reply = child.wait_ready(_START)
                 if isinstance(row, ServerRow) and client is not None:
                     drivers[name] = _ServerDriver(name, child, client, reply, row, options)
-                elif isinstance(row, HttpRow) and client is not None:
-                    drivers[name] = _HttpDriver(child, client, reply, row, options)
+                elif isinstance(row, ToolRow) and client is not None:
+                    drivers[name] = _ToolDriver(child, client, reply, row, options)
                 else:
                     drivers[name] = _LoopDriver(child, options)
                 awake[name] = child.awake

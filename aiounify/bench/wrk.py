@@ -29,8 +29,8 @@ def available() -> bool:
     return shutil.which("wrk") is not None
 
 
-def load(host: str, port: int, connections: int, seconds: float) -> Measurement:
-    """Ask for `/` for so long; raises ValueError if answers were missing or wrong."""
+def load(host: str, port: int, path: str, connections: int, seconds: float) -> Measurement:
+    """Ask for a path for so long; raises ValueError if answers were missing or wrong."""
     before = _cpu()
     done = subprocess.run(
         [
@@ -40,7 +40,7 @@ def load(host: str, port: int, connections: int, seconds: float) -> Measurement:
             f"--duration={max(1, math.ceil(seconds))}s",
             "--timeout=5s",
             "--latency",
-            f"http://{host}:{port}/",
+            f"http://{host}:{port}{path}",
         ],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

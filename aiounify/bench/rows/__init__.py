@@ -25,20 +25,33 @@ from aiounify.bench.rows import (
     timers,
     watch,
 )
-from aiounify.bench.rows.base import HttpRow, IdleRow, LoopRow, Row, ServerRow, ServingRow
+from aiounify.bench.rows.base import (
+    HttpRow,
+    IdleRow,
+    LoopRow,
+    Program,
+    Row,
+    ServerRow,
+    ServingRow,
+    ToolRow,
+)
 
 __all__ = [
     "ALL",
     "DEFAULT",
     "GROUPS",
+    "PROGRAMS",
     "ROWS",
     "HttpRow",
     "IdleRow",
     "LoopRow",
+    "Program",
     "Row",
     "ServerRow",
     "ServingRow",
+    "ToolRow",
     "UnknownRowError",
+    "programs",
     "select",
 ]
 
@@ -89,10 +102,21 @@ _OTHERS = ("watch-burst", "futex-pingpong", "file-page-x64", "file-4k-x64")
 DEFAULT: tuple[str, ...] = tuple(
     row.name
     for row in _ALL
-    if {"echo", "files", "futex", "watch"}.isdisjoint(row.groups) or row.name in (*_ECHO, *_OTHERS)
+    if {"echo", "files", "futex", "watch", "server"}.isdisjoint(row.groups)
+    or row.name in (*_ECHO, *_OTHERS)
 )
 
 ROWS: dict[str, Row] = {row.name: row for row in _ALL}
+
+#: The columns that are no loops, by name; each belongs to the rows that name it.
+PROGRAMS: dict[str, Program] = {
+    program.name: program for row in _ALL if isinstance(row, ToolRow) for program in row.programs
+}
+
+
+def programs(row: Row) -> tuple[str, ...]:
+    """The names of a row's columns that are no loops."""
+    return tuple(p.name for p in row.programs) if isinstance(row, ToolRow) else ()
 
 
 def _groups() -> dict[str, list[str]]:

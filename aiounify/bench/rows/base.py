@@ -3,13 +3,18 @@
 `LoopRow`: the loop itself is the work.  `prepare(loop)` sets the scene once and returns `run(n)`,
 which does n operations and returns when they are done.
 `ServingRow`: the loop serves, and another process asks.  Three kinds: `ServerRow` is loaded by the
-compiled load generator, `HttpRow` by wrk, and of an `IdleRow` only the memory is of interest.
+compiled load generator, a `ToolRow` by a program that is installed for it (an `HttpRow` by wrk), and
+of an `IdleRow` only the memory is of interest.
+
+A `ToolRow` can also name servers that are no event loops of Python's, as `Program`s: each is a column of
+that row, measured in turn with the loops.
 """
 
 import asyncio
 import difflib
 from collections.abc import Callable, Coroutine, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from aiounify.bench.channel import Measurement
 
@@ -17,11 +22,14 @@ __all__ = [
     "Address",
     "HttpRow",
     "IdleRow",
+    "Launch",
     "LoopRow",
+    "Program",
     "Row",
     "Run",
     "ServerRow",
     "ServingRow",
+    "ToolRow",
     "close_matches",
     "noop",
 ]
@@ -34,6 +42,31 @@ Run = Callable[[int], Measurement | None]
 
 
 @dataclass(frozen=True, slots=True)
+class Launch:
+    """How a program is started, and where it listens then."""
+
+    argv: tuple[str, ...]
+    address: Address
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A server in its own executable, which is a column of the rows that name it."""
+
+    #: Of the column.
+    name: str
+    #: Looked for in PATH, /usr/sbin and /usr/local/sbin.
+    executable: str
+    #: What to say if it is not there.
+    install: str
+    #: What it is asked for its version.
+    version: tuple[str, ...]
+    #: Writes what it needs into a directory that is removed afterwards.  The program must stay in the
+    #: foreground and in its process group; argv[0] is replaced by the executable's path.
+    launch: Callable[[Path], Launch]
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """One line of the comparison."""
 
@@ -43,6 +76,8 @@ class Row:
     groups: tuple[str, ...]
     #: What one operation is, for the heading.
     unit: str
+    #: What its ratios are relative to, if that is another column than the run's base.
+    base: str = field(default="", kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +113,21 @@ class ServerRow(ServingRow):
 
 
 @dataclass(frozen=True, slots=True)
-class HttpRow(ServingRow):
-    """A row in which wrk asks for `/`."""
+class ToolRow(ServingRow):
+    """A row that is asked by a program made for it; see `tools`."""
+
+    tool: str = field(kw_only=True)
+    #: What the tool asks for: a path (wrk) or a command (redis-benchmark).
+    request: str = field(kw_only=True)
+    programs: tuple[Program, ...] = field(default=(), kw_only=True)
+
+
+@dataclass(frozen=True, slots=True)
+class HttpRow(ToolRow):
+    """A row in which wrk asks for a path."""
+
+    tool: str = field(default="wrk", kw_only=True)
+    request: str = field(default="/", kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
