@@ -166,8 +166,8 @@ def _key(measured: _Run, base: str) -> str:
     names = "rate / CPU time" + (" / user instructions" if counted else "")
     text = (
         f"The first column ({base}) has absolute values; the others are relative to it: {names} "
-        "for one operation. More is better of a rate, less of the rest. `~` is before a ratio whose rounds "
-        "lie on both sides of 1.00."
+        "for one operation. More is better of a rate, less of the rest. `~` is before a ratio "
+        "whose rounds lie on both sides of 1.00."
     )
     if not counted:
         reasons = dict.fromkeys(measured["machine"]["counters"].values())
@@ -196,7 +196,9 @@ def _tables(rows: Sequence[_Row], base: str, loops: Sequence[str]) -> list[str]:
 
 
 def _shown(rows: Sequence[_Row], name: str) -> bool:
-    return name not in PROGRAMS or any(name in row["loops"] for row in rows)
+    if name in PROGRAMS or any("base" in row for row in rows):
+        return any(name in row["loops"] for row in rows)
+    return True
 
 
 def _table(rows: Sequence[_Row], base: str, loops: Sequence[str]) -> str:

@@ -1,7 +1,7 @@
 """The programs that ask servers in a `ToolRow`: one run of each, and its report as numbers.
 
-They are no packages: `install` says where each comes from.  All make their connections anew for each
-window.
+They are no packages: `install` says where each comes from.  All make their connections anew for
+each window.
 """
 
 from collections.abc import Callable

@@ -18,6 +18,7 @@ from aiounify.bench.rows import (
     imports,
     pipes,
     process,
+    proxy,
     selecting,
     sendfile,
     tasks,
@@ -77,6 +78,7 @@ _ALL: tuple[Row, ...] = (
     *datagrams.ROWS,
     *idle.ROWS,
     *http.ROWS,
+    *proxy.ROWS,
 )
 
 # Of the many echo rows, those of which a change in the loop is seen first.

@@ -3,11 +3,11 @@
 `LoopRow`: the loop itself is the work.  `prepare(loop)` sets the scene once and returns `run(n)`,
 which does n operations and returns when they are done.
 `ServingRow`: the loop serves, and another process asks.  Three kinds: `ServerRow` is loaded by the
-compiled load generator, a `ToolRow` by a program that is installed for it (an `HttpRow` by wrk), and
-of an `IdleRow` only the memory is of interest.
+compiled load generator, a `ToolRow` by a program that is installed for it (an `HttpRow` by wrk),
+and of an `IdleRow` only the memory is of interest.
 
-A `ToolRow` can also name servers that are no event loops of Python's, as `Program`s: each is a column of
-that row, measured in turn with the loops.
+A `ToolRow` can also name servers that are no event loops of Python's, as `Program`s: each is a
+column of that row, measured in turn with the loops.
 """
 
 import asyncio
@@ -61,8 +61,8 @@ class Program:
     install: str
     #: What it is asked for its version.
     version: tuple[str, ...]
-    #: Writes what it needs into a directory that is removed afterwards.  The program must stay in the
-    #: foreground and in its process group; argv[0] is replaced by the executable's path.
+    #: Writes what it needs into a directory that is removed afterwards.  The program must stay in
+    #: the foreground and in its process group; argv[0] is replaced by the executable's path.
     launch: Callable[[Path], Launch]
 
 
