@@ -2,7 +2,8 @@
 
 `started(size)` runs it in a process and a session of its own, on the CPUs that the proxy does not
 have, so that nothing of it is counted as the proxy's.  It ends with whoever started it: its
-standard input is a pipe that closes then.  Bodies go out by sendfile(2), one blocking thread a connection:
+standard input is a pipe that closes then.  Bodies go out by sendfile(2), one blocking thread a
+connection:
 the less it does, the more of the time is the proxy's.
 """
 
