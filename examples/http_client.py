@@ -242,12 +242,12 @@ class Client:
                     return response
         finally:
             if again:
-                self._idle.setdefault(key, deque(maxlen=8)).append((reader, writer))
+                self._idle.setdefault(key, deque()).append((reader, writer))
             else:
-                writer.transport.abort()
+                writer.close()
 
     async def close(self) -> None:
         for idle in self._idle.values():
             while idle:
-                idle.pop()[1].transport.abort()
+                idle.pop()[1].close()
         await asyncio.sleep(0)  # the transports close in the next turn

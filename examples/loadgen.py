@@ -10,8 +10,8 @@ times, whatever the server does, and a latency is counted from when its request 
 a free connection is part of it.
 
 Latencies are kept in buckets whose width is 1/64 of their value: memory is constant, and a
-percentile is at most 1.6 % above the measured value.  At the end no request is begun; those that are
-out are waited for, so that every one is either answered or counted as an error.
+percentile is at most 1.6 % above the measured value.  At the end no request is begun; those that
+are out are waited for, so that every one is either answered or counted as an error.
 
 On a terminal the state is shown while it runs.  Exit status: 0, 1 if no answer came, 2 for
 arguments.
