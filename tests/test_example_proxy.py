@@ -5,6 +5,7 @@ import contextlib
 import importlib.util
 import os
 import random
+import resource
 import shutil
 import signal
 import socket
@@ -412,6 +413,27 @@ async def test_no_descriptors(monkeypatch, capsys):
         assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
         await closing(writer)
     await asyncio.get_running_loop().shutdown_default_executor()
+
+
+async def test_accept_without_descriptors(capsys):
+    """EMFILE: it waits, says so once, and serves when there are some again."""
+    loop = asyncio.get_running_loop()
+    async with serving(echo) as to, proxying(to=to) as (one, address):
+        with socket.socket() as client, contextlib.ExitStack() as stack:
+            client.setblocking(False)
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            lowest = os.dup(client.fileno())
+            os.close(lowest)
+            stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+            await loop.sock_connect(client, address)
+            await loop.sock_sendall(client, b"hello")
+            while not one._said:  # noqa: ASYNC110 - the program has no event for it
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.25)  # it has tried again
+            stack.close()
+            assert await loop.sock_recv(client, 5) == b"hello"
+        assert capsys.readouterr().err.count("accept: ") == 1
 
 
 def test_the_request_that_is_sent_on():

@@ -98,7 +98,7 @@ _ECHO = (
 )
 
 # Of groups that compare libraries rather than loops, or need many processes or patience.
-_OTHERS = ("watch-burst", "futex-pingpong", "file-page-x64", "file-4k-x64")
+_OTHERS = ("watch-burst", "futex-pingpong", "file-page-x64", "file-4k-x64", "proxy-1m")
 
 #: What is measured without a name.
 DEFAULT: tuple[str, ...] = tuple(
