@@ -802,3 +802,29 @@ async def test_load_generator_datagrams() -> None:
     transport.close()
     assert measured["ops"] > 0
     assert measured["resent"] == 1
+
+
+def test_the_proxies_are_compared_with_haproxy() -> None:
+    for row in rows.select(["proxy"]):
+        assert rows.programs(row) == ("haproxy",)
+        assert isinstance(row, rows.HttpRow)
+        assert row.base == "haproxy"
+
+
+def test_the_server_behind_a_measured_proxy() -> None:
+    """It answers pipelined requests, and ends when its standard input does."""
+    argv = [sys.executable, "-m", "aiounify.bench.upstream", "70000"]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        port = int(child.stdout.readline())
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.sendall(b"GET / HTTP/1.1\r\n\r\nGET / HTTP/1.1\r\n\r\n")
+            client.shutdown(socket.SHUT_WR)
+            got = b""
+            while data := client.recv(1 << 16):
+                got += data
+        head = b"HTTP/1.1 200 OK\r\nContent-Length: 70000\r\n\r\n"
+        assert got == 2 * (head + bytes(70000))
+        child.stdin.close()
+        assert child.wait(30) == 0

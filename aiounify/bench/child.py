@@ -114,7 +114,7 @@ class Child:
         try:
             self._process.wait(_GRACE)
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            self._signal(signal.SIGKILL)
             self._process.wait()
         os.close(self._output)
 

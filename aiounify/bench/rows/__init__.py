@@ -19,6 +19,7 @@ from aiounify.bench.rows import (
     kvstore,
     pipes,
     process,
+    proxy,
     selecting,
     sendfile,
     tasks,
@@ -79,6 +80,7 @@ _ALL: tuple[Row, ...] = (
     *idle.ROWS,
     *http.ROWS,
     *kvstore.ROWS,
+    *proxy.ROWS,
 )
 
 # Of the many echo rows, those of which a change in the loop is seen first.
@@ -98,7 +100,10 @@ _ECHO = (
 )
 
 # Of groups that compare libraries rather than loops, or need many processes or patience.
-_OTHERS = ("watch-burst", "futex-pingpong", "file-page-x64", "file-4k-x64", "kvstore-set")
+_OTHERS = (
+    *("watch-burst", "futex-pingpong", "file-page-x64", "file-4k-x64"),
+    *("kvstore-set", "proxy-1m"),
+)
 
 #: What is measured without a name.
 DEFAULT: tuple[str, ...] = tuple(
