@@ -14,7 +14,20 @@ class _Lib(Protocol):
     OFD_READ: int
     OFD_WRITE: int
     OFD_NONE: int
+    RESOLVE_CACHED: int
+    RWF_NOWAIT: int
     def aio_ofd_lock(self, fd: int, kind: int, start: int, length: int, /) -> int: ...
+    def aio_statx(
+        self, fd: int, path: bytes, flags: int, mask: int, into: FFI.CData, /
+    ) -> int: ...
+    def aio_openat2(
+        self, fd: int, path: bytes, flags: int, mode: int, resolve: int, /
+    ) -> int: ...
+    def aio_preadv2(
+        self, fd: int, into: FFI.CData, size: int, offset: int, flags: int, /
+    ) -> int: ...
+    def aio_io_setup(self, entries: int, context: FFI.CData, /) -> int: ...
+    def aio_io_destroy(self, context: int, /) -> int: ...
 
 ffi: FFI
 lib: _Lib

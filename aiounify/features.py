@@ -29,10 +29,12 @@ def features() -> dict[str, Feature]:
     """Per capability whether it is on and, if not, why.
 
     Keys: "io_uring", "epoll", "uring_..." for single operations and ring flags,
-    "pidfd", "futex_waitv", "robust_locks", "multiprocessing_locks".  Nothing is kept open.
+    "pidfd", "futex_waitv", "robust_locks", "multiprocessing_locks"; of files "files_openat2",
+    "files_nowait", "files_libaio", "files_statx".  Nothing is kept open.
     Values are
     (on, detail); detail says by which means, or the reason.
     """
+    from aiounify._kernel_files_probe import files_offered
     from aiounify._kernel_probe import (
         futex_waitv_offered,
         multiprocessing_locks,
@@ -66,6 +68,7 @@ def features() -> dict[str, Feature]:
     table["futex_waitv"] = futex_waitv_offered()
     table["robust_locks"] = robust_offered()
     table["multiprocessing_locks"] = multiprocessing_locks()
+    table.update(files_offered())
     return table
 
 

@@ -186,10 +186,11 @@ def run(argv: list[str]) -> int:
         results: list[RowResult] = []
         before = machine.stolen()
         for row in chosen:
-            result = run_row(row, list(versions), options, progress)
+            columns = [name for name in versions if registry.serves(name, row.groups)]
+            result = run_row(row, columns, options, progress)
             results.append(result)
             progress.clear()
-            print("\n" + report.row_table(result, list(versions), arguments.base), file=out)
+            print("\n" + report.row_table(result, columns, arguments.base), file=out)
             if arguments.verbose:
                 for name, text in result.output.items():
                     print(f"\n-- {row.name}, {name}:\n{text.rstrip()}", file=out)

@@ -22,7 +22,7 @@ from aiounify.bench.channel import Measurement
 from aiounify.bench.filelibs import library_of
 from aiounify.bench.rows.base import LoopRow, Run
 
-__all__ = ["ROWS"]
+__all__ = ["ROWS", "files_of", "new_directory"]
 
 _TASKS = 64
 _PAGE = 4096
@@ -36,7 +36,7 @@ _Work = Callable[[int], Awaitable[None]]
 _kept: list[object] = []
 
 
-def _directory() -> Path:
+def new_directory() -> Path:
     # Not in /tmp, which may be memory: what is measured is a file system with a page cache.
     found = tempfile.mkdtemp(dir="/var/tmp", prefix="aiounify-bench-")
     # A worker does not end in an orderly way; whoever sees its end of the pipe close tidies up.
@@ -45,7 +45,7 @@ def _directory() -> Path:
     return Path(found)
 
 
-def _library(loop: asyncio.AbstractEventLoop) -> Any:
+def files_of(loop: asyncio.AbstractEventLoop) -> Any:
     return importlib.import_module(library_of(loop))
 
 
@@ -61,8 +61,8 @@ def _by_tasks(loop: asyncio.AbstractEventLoop, work: _Work, tasks: int) -> Run:
 
 def _random_reads(tasks: int) -> Callable[[asyncio.AbstractEventLoop], Run]:
     def prepare(loop: asyncio.AbstractEventLoop) -> Run:
-        library = _library(loop)
-        path = _directory() / "pages"
+        library = files_of(loop)
+        path = new_directory() / "pages"
         path.write_bytes(os.urandom(1 << 24))
         chosen = random.Random(1)
         offsets = [chosen.randrange(1 << 12) * _PAGE for _ in range(4096)]
@@ -115,8 +115,8 @@ def _late(loop: asyncio.AbstractEventLoop) -> Run:
 
 
 def _direct(loop: asyncio.AbstractEventLoop) -> Run:
-    library = _library(loop)
-    path = str(_directory() / "pages")
+    library = files_of(loop)
+    path = str(new_directory() / "pages")
     Path(path).write_bytes(os.urandom(1 << 24))
     chosen = random.Random(1)
     offsets = [chosen.randrange(1 << 12) * _PAGE for _ in range(4096)]
@@ -149,8 +149,8 @@ def _direct(loop: asyncio.AbstractEventLoop) -> Run:
 
 def _whole(size: int, tasks: int) -> Callable[[asyncio.AbstractEventLoop], Run]:
     def prepare(loop: asyncio.AbstractEventLoop) -> Run:
-        library = _library(loop)
-        directory = _directory()
+        library = files_of(loop)
+        directory = new_directory()
         paths = [str(directory / str(i)) for i in range(64)]
         for path in paths:
             Path(path).write_bytes(os.urandom(size))
@@ -170,8 +170,8 @@ def _whole(size: int, tasks: int) -> Callable[[asyncio.AbstractEventLoop], Run]:
 
 
 def _opened(loop: asyncio.AbstractEventLoop) -> Run:
-    library = _library(loop)
-    path = str(_directory() / "small")
+    library = files_of(loop)
+    path = str(new_directory() / "small")
     Path(path).write_bytes(os.urandom(_PAGE))
 
     async def reads(n: int) -> None:
@@ -184,7 +184,7 @@ def _opened(loop: asyncio.AbstractEventLoop) -> Run:
 
 def _stat(loop: asyncio.AbstractEventLoop) -> Run:
     library = library_of(loop)
-    path = str(_directory() / "small")
+    path = str(new_directory() / "small")
     Path(path).write_bytes(b"x")
     if library in ("aiofiles", "aiounify.files"):
         stat = importlib.import_module(f"{library}.os").stat
@@ -206,8 +206,8 @@ def _stat(loop: asyncio.AbstractEventLoop) -> Run:
 
 
 def _lines(loop: asyncio.AbstractEventLoop) -> Run:
-    library = _library(loop)
-    path = str(_directory() / "lines")
+    library = files_of(loop)
+    path = str(new_directory() / "lines")
     text = "".join(f"line {i} of a file of text, not long\n" for i in range(_LINES))
     Path(path).write_text(text)
 
@@ -221,8 +221,8 @@ def _lines(loop: asyncio.AbstractEventLoop) -> Run:
 
 
 def _writes(loop: asyncio.AbstractEventLoop) -> Run:
-    library = _library(loop)
-    path = str(_directory() / "written")
+    library = files_of(loop)
+    path = str(new_directory() / "written")
 
     async def write(n: int) -> None:
         async with library.open(path, "wb") as file:
