@@ -52,6 +52,14 @@ ffibuilder.cdef(
     #define OFD_READ ...
     #define OFD_WRITE ...
     #define OFD_NONE ...
+    /* whether the kernel has them; what runs per operation is in _core */
+    int aio_statx(int fd, const char *path, int flags, unsigned mask, struct statx *into);
+    int aio_openat2(int fd, const char *path, uint64_t flags, uint64_t mode, uint64_t resolve);
+    ssize_t aio_preadv2(int fd, void *into, size_t size, int64_t offset, int flags);
+    int aio_io_setup(unsigned entries, unsigned long *context);
+    int aio_io_destroy(unsigned long context);
+    #define RESOLVE_CACHED 0x20
+    #define RWF_NOWAIT 0x8
     """
 )
 
@@ -65,6 +73,8 @@ ffibuilder.set_source(
     #include <fcntl.h>
     #include <stdint.h>
     #include <string.h>
+    #include <sys/syscall.h>
+    #include <sys/uio.h>
     #include <unistd.h>
 
     #ifndef AT_EMPTY_PATH
@@ -127,6 +137,47 @@ ffibuilder.set_source(
         lock.l_start = start;
         lock.l_len = length;
         return fcntl(fd, F_OFD_SETLK, &lock);
+    }
+
+    #undef RESOLVE_CACHED
+    #define RESOLVE_CACHED 0x20
+    #undef RWF_NOWAIT
+    #define RWF_NOWAIT 0x8
+
+    /* the same number on all architectures but alpha; older headers lack it */
+    #define AIO_openat2 437
+
+    static int aio_statx(int fd, const char *path, int flags, unsigned mask, struct statx *into)
+    {
+    #ifdef SYS_statx
+        return (int)syscall(SYS_statx, fd, path, flags, mask, into);
+    #else
+        errno = ENOSYS;
+        return -1;
+    #endif
+    }
+
+    static int aio_openat2(int fd, const char *path, uint64_t flags, uint64_t mode,
+                           uint64_t resolve)
+    {
+        struct { uint64_t flags, mode, resolve; } how = {flags, mode, resolve};
+        return (int)syscall(AIO_openat2, fd, path, &how, sizeof(how));
+    }
+
+    static ssize_t aio_preadv2(int fd, void *into, size_t size, int64_t offset, int flags)
+    {
+        struct iovec vector = {into, size};
+        return preadv2(fd, &vector, 1, offset, flags);
+    }
+
+    static int aio_io_setup(unsigned entries, unsigned long *context)
+    {
+        return (int)syscall(SYS_io_setup, entries, context);
+    }
+
+    static int aio_io_destroy(unsigned long context)
+    {
+        return (int)syscall(SYS_io_destroy, context);
     }
     """,
 )

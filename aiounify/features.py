@@ -31,11 +31,12 @@ def features() -> dict[str, Feature]:
 
     Keys: "io_uring", "epoll", "uring_..." for single operations and ring flags,
     "pidfd", "futex_waitv", "robust_locks", "multiprocessing_locks", "inotify", "fanotify" (a
-    whole file system watched), "timerfd_realtime", "timerfd_boottime", "pressure".  Nothing is
-    kept open.
+    whole file system watched), "timerfd_realtime", "timerfd_boottime", "pressure"; of files
+    "files_openat2", "files_nowait", "files_libaio", "files_statx".  Nothing is kept open.
     Values are
     (on, detail); detail says by which means, or the reason.
     """
+    from aiounify._kernel_files_probe import files_offered
     from aiounify._kernel_probe import (
         fanotify_offered,
         futex_waitv_offered,
@@ -78,6 +79,7 @@ def features() -> dict[str, Feature]:
     table["timerfd_realtime"] = timerfd_offered(time.CLOCK_REALTIME)
     table["timerfd_boottime"] = timerfd_offered(time.CLOCK_BOOTTIME)
     table["pressure"] = pressure_offered()
+    table.update(files_offered())
     return table
 
 

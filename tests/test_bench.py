@@ -78,6 +78,13 @@ def test_asyncio_column_is_asyncios_own_loop() -> None:
         loop.close()
 
 
+def test_libraries_of_files_are_columns_of_rows_of_files_only() -> None:
+    assert registry.serves("files-turbofile", ("files", "lateness"))
+    assert not registry.serves("files-turbofile", ("call_soon",))
+    assert registry.serves("rloop", ("call_soon",))
+    assert registry.serves("rloop", ("files",))
+
+
 def test_missing_module_is_an_import_error() -> None:
     with pytest.raises(ModuleNotFoundError):
         registry.Loop("none", "aiounify_no_such_module").new()

@@ -212,6 +212,10 @@ def test_features():
     table = aiounify.features()
     assert set(table) == {
         "epoll",
+        "files_libaio",
+        "files_nowait",
+        "files_openat2",
+        "files_statx",
         "futex_waitv",
         "io_uring",
         "multiprocessing_locks",

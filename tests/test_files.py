@@ -35,6 +35,10 @@ def names(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir())
 
 
+def blocking_stat(path: Path | str) -> os.stat_result:
+    return Path(path).stat()
+
+
 def descriptors() -> int:
     return len(names(Path("/proc/self/fd")))
 
@@ -229,6 +233,71 @@ async def test_file_over_two_gibibytes(tmp_path: Path) -> None:
         await big.pwrite(b"far", size + 10)
         assert await big.truncate(size + 1) == size + 1
     assert (tmp_path / "f").stat().st_size == size + 1
+
+
+@pytest.mark.parametrize("size", [(2 << 30) + 8, (4 << 30) + 8, (1 << 40) + 8])
+async def test_offsets_beyond_two_and_four_gibibytes(
+    tmp_path: Path, kernel: str, size: int
+) -> None:
+    with (tmp_path / "f").open("wb") as f:  # sparse: it takes no room
+        f.truncate(size)
+        os.pwrite(f.fileno(), b"12345678", size - 8)
+    assert (await files.os.stat(tmp_path / "f")).st_size == size
+    async with files.open(tmp_path / "f", "r+b") as f:
+        assert await f.pread(100, size - 8) == b"12345678"
+        assert await f.seek(size - 12) == size - 12
+        assert await f.read(6) == bytes(4) + b"12"
+        assert await f.tell() == size - 6
+        assert await f.readline() == b"345678"
+        assert await f.read() == b""
+        await f.write(b"more\n")
+        await f.flush()
+        assert (await f.statx()).size == size + 5
+        assert await f.seek(-5, os.SEEK_END) == size
+        assert [line async for line in f] == [b"more\n"]
+
+
+@pytest.mark.parametrize("ask", [files.os.stat, files.read_bytes])
+async def test_a_null_byte_in_a_path(tmp_path: Path, kernel: str, ask: Any) -> None:
+    write(tmp_path / "f", b"x")
+    for path in (f"{tmp_path}/f\0more", os.fsencode(tmp_path) + b"/f\0more"):
+        with pytest.raises(ValueError, match="null byte"):
+            await ask(path)
+
+
+async def test_stat_is_what_os_stat_says(tmp_path: Path, kernel: str) -> None:
+    write(tmp_path / "f", b"x" * 5000)
+    os.utime(tmp_path / "f", ns=(-1_500_000_000, 4_000_000_000_123_456_789))
+    for path in (tmp_path / "f", tmp_path, "/dev/null", "/"):
+        for _ in range(4):  # the first few are compared inside
+            found = await files.os.stat(path)
+            assert type(found) is os.stat_result
+            expected = blocking_stat(path)
+            for name in dir(expected):
+                if name.startswith("st_") and "atime" not in name:
+                    assert getattr(found, name) == getattr(expected, name), (path, name)
+            assert tuple(found)[:7] == tuple(expected)[:7]
+
+
+async def test_a_call_steps_as_a_coroutine_does(tmp_path: Path) -> None:
+    write(tmp_path / "f", b"some")
+    async with files.open(tmp_path / "f", "rb") as f:
+        assert await f.pread(4, 0) == b"some"  # in the page cache now
+        for step in (lambda call: call.send(None), lambda call: call.__next__(), next):
+            call = f.pread(4, 0)
+            with pytest.raises(StopIteration) as ended:
+                step(call)
+            assert ended.value.value == b"some"
+            with pytest.raises(RuntimeError, match="already awaited"):
+                step(call)
+        call = f.pread(4, 0)
+        with pytest.raises(TypeError, match="just-started"):
+            call.send(1)
+        call.close()
+        task = asyncio.create_task(f.pread(4, 0))
+        assert await task == b"some"
+        kept = [await f.pread(2, i) for i in range(3)]
+        assert kept == [b"so", b"om", b"me"]
 
 
 @pytest.mark.skipif(not os.environ.get("AIOUNIFY_STRESS"), reason="takes 2.2 GiB of memory")

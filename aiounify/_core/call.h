@@ -26,6 +26,8 @@
 #include <stddef.h>
 #include <structmember.h>
 
+#include "returning.h"
+
 #define CALL_FREELIST_MAX 256
 
 enum { CALL_CREATED, CALL_RUNNING, CALL_SUSPENDED, CALL_FINISHED };
@@ -218,122 +220,22 @@ static PySendResult call_send(PyObject *self, PyObject *value, PyObject **result
     return PYGEN_ERROR;
 }
 
-#if PY_VERSION_HEX >= 0x030c0000
-/* The exception by which a result leaves tp_iternext.  Nobody sees it: whoever uses
- * tp_iternext takes the value and drops the exception at once.  Making a StopIteration and
- * freeing it costs as much as a small system call, so this kind of it is kept for the next
- * time. */
-static PyTypeObject *Return_Type;
-static PyObject *call_return_free;
-static PyObject *call_no_args; /* () */
-
-static void call_return_dealloc(PyObject *self)
-{
-    PyTypeObject *type = Py_TYPE(self);
-    PyObject_GC_UnTrack(self);
-    type->tp_clear(self);
-    if (!call_return_free) {
-        call_return_free = self;
-        return;
-    }
-    PyObject_GC_Del(self);
-    Py_DECREF(type);
-}
-
-static int call_return_traverse(PyObject *self, visitproc visit, void *arg)
-{
-    Py_VISIT(Py_TYPE(self));
-    return ((PyTypeObject *)PyExc_StopIteration)->tp_traverse(self, visit, arg);
-}
-
-static int call_return_clear(PyObject *self)
-{
-    return ((PyTypeObject *)PyExc_StopIteration)->tp_clear(self);
-}
-
-static PyType_Slot call_return_slots[] = {
-    {Py_tp_doc, "StopIteration, from a native call."},
-    {Py_tp_dealloc, call_return_dealloc},
-    {Py_tp_traverse, call_return_traverse},
-    {Py_tp_clear, call_return_clear},
-    {0, NULL},
-};
-
-static PyType_Spec call_return_spec = {
-    "aiounify._core.sock_calls.Return", sizeof(PyStopIterationObject), 0,
-    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC, call_return_slots};
-
-static int call_return_init(void)
-{
-    call_no_args = PyTuple_New(0);
-    PyObject *bases = PyTuple_Pack(1, PyExc_StopIteration);
-    if (!call_no_args || !bases)
-        return -1;
-    Return_Type = (PyTypeObject *)PyType_FromSpecWithBases(&call_return_spec, bases);
-    Py_DECREF(bases);
-    return Return_Type ? 0 : -1;
-}
-
-/* Raise it with a value, whose reference is taken over. */
-static void call_return(PyObject *value)
-{
-    PyObject *stop = call_return_free;
-    if (stop) {
-        call_return_free = NULL;
-        Py_SET_REFCNT(stop, 1);
-        ((PyBaseExceptionObject *)stop)->args = Py_NewRef(call_no_args);
-        PyObject_GC_Track(stop);
-    } else if (!(stop = Return_Type->tp_new(Return_Type, call_no_args, NULL))) {
-        Py_DECREF(value);
-        return;
-    }
-    Py_XSETREF(((PyStopIterationObject *)stop)->value, value);
-    PyErr_SetRaisedException(stop);
-}
-#else
-static int call_return_init(void) { return 0; }
-
-static void call_return(PyObject *value)
-{
-    PyObject *stop = PyObject_CallOneArg(PyExc_StopIteration, value);
-    Py_DECREF(value);
-    if (stop) {
-        PyErr_SetObject(PyExc_StopIteration, stop);
-        Py_DECREF(stop);
-    }
-}
-#endif
-
 static PyObject *call_iternext(PyObject *self)
 {
     PyObject *result;
-    switch (call_send(self, Py_None, &result)) {
-    case PYGEN_NEXT:
-        return result;
-    case PYGEN_RETURN:
-        if (result == Py_None)
-            Py_DECREF(result); /* no exception means None */
-        else
-            call_return(result);
-        return NULL;
-    default:
-        return NULL;
-    }
+    PySendResult how = call_send(self, Py_None, &result);
+    return return_from_next(how, result);
 }
 
 static PyObject *call_send_method(PyObject *self, PyObject *value)
 {
     PyObject *result;
     PySendResult how = call_send(self, value, &result);
-    if (how != PYGEN_RETURN)
-        return result;
-    PyObject *stop = PyObject_CallOneArg(PyExc_StopIteration, result);
-    Py_DECREF(result);
-    if (stop) {
-        PyErr_SetObject(PyExc_StopIteration, stop);
-        Py_DECREF(stop);
+    if (how == PYGEN_RETURN) {
+        return_seen(result);
+        return NULL;
     }
-    return NULL;
+    return result;
 }
 
 static PyObject *call_throw(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
@@ -488,7 +390,7 @@ static PyType_Spec call_spec = {
 
 static int call_init(void)
 {
-    if (call_return_init() < 0)
+    if (return_init("aiounify._core.sock_calls.Return") < 0)
         return -1;
     if (!(Call_Type = (PyTypeObject *)PyType_FromSpec(&call_spec)))
         return -1;

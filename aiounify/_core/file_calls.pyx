@@ -23,7 +23,7 @@ Rules:
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
-from cpython.object cimport PyObject
+from cpython.object cimport PyObject, PyTypeObject
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memchr, memcpy, memmove
 from posix.unistd cimport close as c_close
@@ -46,10 +46,25 @@ cdef extern from "Python.h":
     PyObject *bytes_new "PyBytes_FromStringAndSize" (const char *, Py_ssize_t) except NULL
     char *bytes_data "PyBytes_AS_STRING" (PyObject *)
     int _PyBytes_Resize(PyObject **, Py_ssize_t) except -1
+    void Py_INCREF(PyObject *)
     void Py_DECREF(PyObject *)
+    enum:
+        PYGEN_RETURN
+        PYGEN_ERROR
     Py_ssize_t PyUnicode_FindChar(object, Py_UCS4, Py_ssize_t, Py_ssize_t, int) except -2
     Py_ssize_t PyUnicode_GET_LENGTH(object)
     object PyUnicode_Substring(object, Py_ssize_t, Py_ssize_t)
+    int PyUnicode_FSConverter(object, PyObject **) except 0
+    int PyIter_Send(object, object, PyObject **)
+
+cdef extern from "file_call.h":
+    int (*file_call_step)(PyObject *, PyObject *, PyObject **) except -1
+    int file_call_install(PyTypeObject *) except -1
+
+cdef extern from "file_status.h":
+    enum:
+        STATUS_FIELDS
+    PyObject *status_of(int fd, object kind) except? NULL
 
 cdef extern from *:
     """
@@ -142,11 +157,39 @@ cdef object MISS = object()
 cdef tuple _NAMES = ("read", "readline", "__anext__", "pread", "readline", "__anext__",
                      "read_bytes", "stat")
 cdef object _os_fstat = os.fstat
-cdef object _fsencode = os.fsencode
+cdef object _stat_result = os.stat_result
+cdef bint _own_status = os.stat_result.n_fields == STATUS_FIELDS
+cdef int _compared = 0
 
 
-def fstat_of(int fd):
-    return _os_fstat(fd)
+cdef object status(int fd):
+    """os.fstat() of a descriptor."""
+    global _own_status, _compared
+    cdef PyObject *made
+    if not _own_status:
+        return _os_fstat(fd)
+    made = status_of(fd, _stat_result)
+    if made == NULL:
+        return _os_fstat(fd)
+    found = <object>made
+    Py_DECREF(made)
+    if _compared < 3:
+        # Of what changes meanwhile the first results may differ; then it is os.fstat()'s for good.
+        theirs = _os_fstat(fd)
+        if found.__reduce__() != theirs.__reduce__():
+            _own_status = False
+        _compared += 1
+        return theirs
+    return found
+
+
+cdef inline bytes encoded(path):
+    """As the kernel takes it; TypeError, ValueError as of open()."""
+    cdef PyObject *found = NULL
+    PyUnicode_FSConverter(path, &found)
+    result = <bytes>found
+    Py_DECREF(found)
+    return result
 
 
 @cython.final
@@ -244,13 +287,13 @@ cdef object try_stat(FileService service, path, bint follow):
     cdef int fd
     if not service.opens_cached:
         return MISS
-    fd = service.open_cached(_fsencode(path), O_PATH | (0 if follow else O_NOFOLLOW))
+    fd = service.open_cached(encoded(path), O_PATH | (0 if follow else O_NOFOLLOW))
     if fd < 0:
         if fd == -ENOENT or fd == -ENOTDIR:
             raise OSError(-fd, os.strerror(-fd), path)
         return MISS
     try:
-        return _os_fstat(fd)
+        return status(fd)
     finally:
         c_close(fd)
 
@@ -262,7 +305,7 @@ cdef object try_whole(FileService service, path):
     cdef PyObject *out
     if not service.opens_cached:
         return MISS
-    fd = service.open_cached(_fsencode(path), O_NONBLOCK)
+    fd = service.open_cached(encoded(path), O_NONBLOCK)
     if fd < 0:
         if fd == -ENOENT or fd == -ENOTDIR:
             raise OSError(-fd, os.strerror(-fd), path)
@@ -324,22 +367,33 @@ cdef class FileCall:
         return self
 
     def __next__(self):
-        cdef object value
-        if self.inner is not None:
-            return self.inner.send(None)
-        if self.state == CREATED:
-            if self.service.over():
-                self.state = YIELDED
-                return None
-        elif self.state != YIELDED:
-            raise RuntimeError("cannot reuse already awaited coroutine")
-        self.state = STARTED
-        value = self.attempt()
-        if value is MISS:
+        # for who calls it by name; awaiting goes by the slots of file_call.h
+        return self.send(None)
+
+    cdef int step(self, object value, PyObject **result) except -1:
+        """1: *result is the result; 0: it is what is waited for."""
+        cdef int how
+        if self.inner is None:
+            if value is not None:
+                raise TypeError("can't send non-None value to a just-started coroutine")
+            if self.state == CREATED:
+                if self.service.over():
+                    self.state = YIELDED
+                    Py_INCREF(<PyObject *>None)
+                    result[0] = <PyObject *>None
+                    return 0
+            elif self.state != YIELDED:
+                raise RuntimeError("cannot reuse already awaited coroutine")
+            self.state = STARTED
+            found = self.attempt()
+            if found is not MISS:
+                self.state = FINISHED
+                Py_INCREF(<PyObject *>found)
+                result[0] = <PyObject *>found
+                return 1
             self.inner = self.slow()
-            return self.inner.send(None)
-        self.state = FINISHED
-        raise StopIteration(value)
+        how = PyIter_Send(self.inner, value, result)
+        return -1 if how == PYGEN_ERROR else how == PYGEN_RETURN
 
     cdef object attempt(self):
         cdef int kind = self.kind
@@ -374,11 +428,13 @@ cdef class FileCall:
         return self.b(self.a)
 
     def send(self, value):
-        if self.inner is not None:
-            return self.inner.send(value)
-        if value is not None:
-            raise TypeError("can't send non-None value to a just-started coroutine")
-        return self.__next__()
+        cdef PyObject *result = NULL
+        cdef int how = self.step(value, &result)
+        found = <object>result
+        Py_DECREF(result)
+        if how == 1:
+            raise StopIteration(found)
+        return found
 
     def throw(self, kind, value=None, traceback=None):
         if self.inner is not None:
@@ -418,6 +474,14 @@ cdef class FileCall:
     @property
     def cr_code(self):
         return None
+
+
+cdef int step_of(PyObject *call, PyObject *value, PyObject **result) except -1:
+    return (<FileCall>call).step(<object>value, result)
+
+
+file_call_step = step_of
+file_call_install(<PyTypeObject *>FileCall)
 
 
 cdef int warn_unawaited(str name) noexcept:

@@ -198,12 +198,16 @@ def run(argv: list[str]) -> int:
         results: list[RowResult] = []
         before = machine.stolen()
         for row in chosen:
-            there = [name for name in versions if name in registry.LOOPS]
-            there += [name for name in rows.programs(row) if name in versions]
-            result = run_row(row, there, options, progress)
+            columns = [
+                name
+                for name in versions
+                if name in registry.LOOPS and registry.serves(name, row.groups)
+            ]
+            columns += [name for name in rows.programs(row) if name in versions]
+            result = run_row(row, columns, options, progress)
             results.append(result)
             progress.clear()
-            print("\n" + report.row_table(result, there, row.base or arguments.base), file=out)
+            print("\n" + report.row_table(result, columns, row.base or arguments.base), file=out)
             if arguments.verbose:
                 for name, text in result.output.items():
                     print(f"\n-- {row.name}, {name}:\n{text.rstrip()}", file=out)

@@ -7,10 +7,10 @@ A loop is a module, the name of its factory and keyword arguments.  Nothing is i
 import asyncio
 import importlib
 import importlib.metadata
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-__all__ = ["BASE", "DEFAULT", "LOOPS", "PEERS", "Loop", "version"]
+__all__ = ["BASE", "DEFAULT", "LOOPS", "PEERS", "Loop", "serves", "version"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +21,8 @@ class Loop:
     module: str
     factory: str = "new_event_loop"
     options: Mapping[str, str] = field(default_factory=dict)
+    #: The only group of rows it is for, or "": all.
+    group: str = ""
 
     def new(self) -> asyncio.AbstractEventLoop:
         """Import the module and make a loop; raises whatever goes wrong."""
@@ -42,7 +44,7 @@ _ALL = (
     Loop("veloxloop", "veloxloop"),
     Loop("uringcore", "uringcore", "UringEventLoop"),
     *(
-        Loop(f"files-{name}", "aiounify.bench.filelibs", "new_loop", {"library": name})
+        Loop(f"files-{name}", "aiounify.bench.filelibs", "new_loop", {"library": name}, "files")
         for name in ("turbofile", "urio")
     ),
 )
@@ -52,6 +54,12 @@ DEFAULT: tuple[str, ...] = ("asyncio", "uvloop", "aiounify-uring", "aiounify-epo
 PEERS: tuple[str, ...] = tuple(name for name in LOOPS if name not in DEFAULT)
 #: What the ratios are relative to.
 BASE = "uvloop"
+
+
+def serves(name: str, groups: Collection[str]) -> bool:
+    """Whether rows of these groups can be measured with a loop."""
+    group = LOOPS[name].group
+    return not group or group in groups
 
 
 def version(loop: Loop) -> str:

@@ -74,9 +74,12 @@ async def statx_path(
     """statx(2) of a path."""
     space = bytearray(256)
     mask = lib.STATX_BASIC | lib.STATX_BTIME | lib.STATX_MNT_ID | lib.STATX_DIOALIGN
+    encoded = os.fsencode(path)
+    if b"\0" in encoded:
+        raise ValueError("embedded null byte")
     op = statx_op(
         _AT_FDCWD if dir_fd is None else dir_fd,
-        os.fsencode(path),
+        encoded,
         0 if follow else lib.AT_SYMLINK_NOFOLLOW,
         mask,
         space,

@@ -22,7 +22,7 @@ from aiounify.bench.channel import Measurement
 from aiounify.bench.filelibs import library_of
 from aiounify.bench.rows.base import LoopRow, Run
 
-__all__ = ["ROWS", "directory_on_disk"]
+__all__ = ["ROWS", "directory_on_disk", "files_of"]
 
 _TASKS = 64
 _PAGE = 4096
@@ -37,7 +37,6 @@ _kept: list[object] = []
 
 
 def directory_on_disk() -> Path:
-    """A directory that is removed when this process ends, however it does."""
     # Not in /tmp, which may be memory: what is measured is a file system with a page cache.
     found = tempfile.mkdtemp(dir="/var/tmp", prefix="aiounify-bench-")
     # A worker does not end in an orderly way; whoever sees its end of the pipe close tidies up.
@@ -46,7 +45,7 @@ def directory_on_disk() -> Path:
     return Path(found)
 
 
-def _library(loop: asyncio.AbstractEventLoop) -> Any:
+def files_of(loop: asyncio.AbstractEventLoop) -> Any:
     return importlib.import_module(library_of(loop))
 
 
@@ -62,7 +61,7 @@ def _by_tasks(loop: asyncio.AbstractEventLoop, work: _Work, tasks: int) -> Run:
 
 def _random_reads(tasks: int) -> Callable[[asyncio.AbstractEventLoop], Run]:
     def prepare(loop: asyncio.AbstractEventLoop) -> Run:
-        library = _library(loop)
+        library = files_of(loop)
         path = directory_on_disk() / "pages"
         path.write_bytes(os.urandom(1 << 24))
         chosen = random.Random(1)
@@ -116,7 +115,7 @@ def _late(loop: asyncio.AbstractEventLoop) -> Run:
 
 
 def _direct(loop: asyncio.AbstractEventLoop) -> Run:
-    library = _library(loop)
+    library = files_of(loop)
     path = str(directory_on_disk() / "pages")
     Path(path).write_bytes(os.urandom(1 << 24))
     chosen = random.Random(1)
@@ -150,7 +149,7 @@ def _direct(loop: asyncio.AbstractEventLoop) -> Run:
 
 def _whole(size: int, tasks: int) -> Callable[[asyncio.AbstractEventLoop], Run]:
     def prepare(loop: asyncio.AbstractEventLoop) -> Run:
-        library = _library(loop)
+        library = files_of(loop)
         directory = directory_on_disk()
         paths = [str(directory / str(i)) for i in range(64)]
         for path in paths:
@@ -171,7 +170,7 @@ def _whole(size: int, tasks: int) -> Callable[[asyncio.AbstractEventLoop], Run]:
 
 
 def _opened(loop: asyncio.AbstractEventLoop) -> Run:
-    library = _library(loop)
+    library = files_of(loop)
     path = str(directory_on_disk() / "small")
     Path(path).write_bytes(os.urandom(_PAGE))
 
@@ -207,7 +206,7 @@ def _stat(loop: asyncio.AbstractEventLoop) -> Run:
 
 
 def _lines(loop: asyncio.AbstractEventLoop) -> Run:
-    library = _library(loop)
+    library = files_of(loop)
     path = str(directory_on_disk() / "lines")
     text = "".join(f"line {i} of a file of text, not long\n" for i in range(_LINES))
     Path(path).write_text(text)
@@ -222,7 +221,7 @@ def _lines(loop: asyncio.AbstractEventLoop) -> Run:
 
 
 def _writes(loop: asyncio.AbstractEventLoop) -> Run:
-    library = _library(loop)
+    library = files_of(loop)
     path = str(directory_on_disk() / "written")
 
     async def write(n: int) -> None:
