@@ -23,6 +23,7 @@ Rules:
 from cpython.buffer cimport PyBUF_WRITABLE, PyBUF_WRITE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.memoryview cimport PyMemoryView_FromMemory
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.object cimport PyObject
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
 from posix.unistd cimport close as c_close
@@ -113,6 +114,7 @@ cdef extern from "futex_thread.h" nogil:
     void ft_open(ft *f, int event_fd, int waitv)
     ft_group *ft_add(ft *f, uint64_t id, uint32_t *word, uint32_t expected, uint32_t mask)
     int ft_remove(ft *f, ft_group *g, uint64_t id)
+    uint32_t *ft_take_stray(ft *f)
     size_t ft_take(ft *f, ft_result *to, size_t most)
     void ft_close(ft *f)
 
@@ -122,6 +124,12 @@ cdef extern from "futex_near.h" nogil:
     int near_start(near *s, int epfd)
     void near_stop(near *s)
     int near_sleep(near *s, au_waitv *v, unsigned n)
+
+cdef extern from "<unistd.h>" nogil:
+    int getpid()
+
+cdef extern from "pythread.h" nogil:
+    unsigned long PyThread_get_thread_ident()
 
 cdef extern from "Python.h":
     void Py_INCREF(object)
@@ -249,6 +257,8 @@ cdef class Word:
         r = word_wake(self.at(), n, mask)
         if r < 0:
             raise OSError(-r, f"futex wake: {os.strerror(-r)}")
+        if r < n and near_loops != NULL:
+            r += near_wake(self.word, n - r)
         return r
 
     def requeue(self, Word to not None, uint32_t expected, int n=1, int move=0x7fffffff):
@@ -387,6 +397,9 @@ cdef class NearWords(Sleeper):
     cdef list ops
     cdef int score, warm, needed
     cdef uint64_t waits
+    cdef unsigned long thread
+    cdef int pid
+    cdef PyObject *next      # of near_loops, which own nothing
 
     def __cinit__(self, LoopFutexes home, EpollReactor reactor, bint always):
         self.home = home
@@ -404,12 +417,17 @@ cdef class NearWords(Sleeper):
         return 0
 
     cdef int begin(self) except -1:
+        global near_loops
         if not self.watched:
             if near_start(&self.watch, self.reactor.epfd):
                 self.needed = 1 << 30
                 return 0
             self.watched = True
+            self.pid = os.getpid()
             self.reactor.sleeper = self
+            self.thread = PyThread_get_thread_ident()
+            self.next = near_loops
+            near_loops = <PyObject *>self
         self.on = True
         self.score = 16
         return 0
@@ -487,22 +505,74 @@ cdef class NearWords(Sleeper):
         return False
 
     cdef int renewed(self) except -1:
-        self.end()
+        """The epoll set is another one: it needs a thread of its own."""
+        with nogil:
+            near_stop(&self.watch)
         if near_start(&self.watch, self.reactor.epfd):
+            self.forget()
             self.needed = 1 << 30
             self.cease()
-            return 0
-        self.watched = True
-        self.reactor.sleeper = self
+        return 0
+
+    cdef int forget(self) noexcept:
+        """Not watched any more: out of the list, and of the reactor."""
+        global near_loops
+        cdef PyObject **at = &near_loops
+        self.watched = False
+        while at[0] != NULL and at[0] != <PyObject *>self:
+            at = &(<NearWords>at[0]).next
+        if at[0] != NULL:
+            at[0] = self.next
+        if self.reactor is not None:
+            self.reactor.sleeper = None
         return 0
 
     cdef int end(self) noexcept:
         if self.watched:
-            self.watched = False
-            self.reactor.sleeper = None
+            self.forget()
+            if self.pid == os.getpid():  # else there is no thread here
+                with nogil:
+                    near_stop(&self.watch)
+        return 0
+
+    def __dealloc__(self):
+        global near_loops
+        cdef PyObject **at = &near_loops
+        if not self.watched:
+            return
+        while at[0] != NULL and at[0] != <PyObject *>self:
+            at = &(<NearWords>at[0]).next
+        if at[0] != NULL:
+            at[0] = self.next
+        if self.pid == getpid():
             with nogil:
                 near_stop(&self.watch)
-        return 0
+
+
+cdef PyObject *near_loops = NULL
+
+
+cdef int near_wake(uint32_t *word, int n) except -1:
+    """Wake up to n waits of this thread's loop, which is awake and so not in the kernel."""
+    cdef PyObject *at = near_loops
+    cdef NearWords loop
+    cdef FutexWait op
+    cdef Py_ssize_t i = 0
+    cdef int woken = 0
+    while at != NULL:
+        loop = <NearWords>at
+        at = loop.next
+        if loop.thread != PyThread_get_thread_ident() or loop.ops is None:
+            continue
+        i = 0
+        while woken < n and i < len(loop.ops):
+            op = <FutexWait>loop.ops[i]
+            if op.first != word:
+                i += 1
+                continue
+            woken += not op.future.done()
+            loop.finish(i, 0 if not op.future.done() else -ECANCELED)
+    return woken
 
 
 cdef class LoopFutexes(Watched):
@@ -639,6 +709,11 @@ cdef class LoopFutexes(Watched):
         cdef size_t i, n = 64
         cdef int result
         cdef FutexWait op
+        cdef uint32_t *word = ft_take_stray(&self.threads)
+        while word != NULL:
+            if not self.pass_to(word, ALL):
+                word_wake(word, 1, ALL)
+            word = ft_take_stray(&self.threads)
         while n == 64:
             n = ft_take(&self.threads, results, 64)
             for i in range(n):
@@ -736,8 +811,7 @@ cdef class LoopFutexes(Watched):
             self.patrol_timer.cancel()
             self.patrol_timer = None
         if self.near is not None:
-            if self.pid == os.getpid():
-                self.near.end()
+            self.near.end()
             self.near.on = False
             self.near.ops.clear()
             self.near = None  # the two refer to each other
