@@ -293,7 +293,12 @@ def _row(name: str, summary: str, unit: str, prepare: Callable[[_Loop], Run]) ->
 
 
 ROWS = (
-    _row("futex-raw", "Ping-pong of two processes by blocking futex calls, in C.", "round trip", _raw),
+    _row(
+        "futex-raw",
+        "Ping-pong of two processes by blocking futex calls, in C.",
+        "round trip",
+        _raw,
+    ),
     _row(
         "futex-pingpong",
         "The same by coroutines: futexes; elsewhere eventfd and add_reader.",
