@@ -337,3 +337,45 @@ def test_forced_means_are_what_they_say(means):
     assert _waiting.SLICE_NS == 250_000_000
     if means == "as it is" and not NO_URING:
         assert aiounify.features()["uring_futex_wait"].detail
+
+
+def test_an_epoll_loop_waits_itself_while_that_is_worth_it(memory, means, monkeypatch):
+    """It begins when its sleeps end by futexes, and ceases when they do not; nothing is lost."""
+    if means != "threads" or not _kernel_probe.futex_waitv_offered().on:
+        pytest.skip("one means, and Linux 5.16")
+    monkeypatch.setattr(aiounify.EventLoop, "_futexes_near", None)
+    futex, slow = Futex(memory), Futex(memory, 64)
+
+    async def round_trip():
+        seen = futex.load()
+        thread = later(futex, seen + 1)
+        await futex.wait(seen)
+        thread.join()
+
+    async def main():
+        asleep = asyncio.create_task(slow.wait(0))
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(60):
+            await round_trip()
+            while not futexes().in_loop:
+                await round_trip()
+            near = asyncio.create_task(Futex(memory, 128).wait(0))
+            await asyncio.sleep(0)
+            while futexes().in_loop:
+                await loop.run_in_executor(None, time.sleep, 0.0001)
+            assert not near.done()
+            other = Futex(memory, 128)  # its wait is a thread's now
+            other.store(1)
+            other.wake()
+            await near
+            slow.store(1)
+            slow.wake()
+            await asleep
+            await round_trip()
+
+    loop = aiounify.new_event_loop("epoll")
+    loop.run_until_complete(main())
+    loop.run_until_complete(loop.shutdown_default_executor())
+    loop.close()
+    for one in (futex, slow):
+        one.release()

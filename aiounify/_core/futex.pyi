@@ -3,6 +3,7 @@ from typing import Any
 
 from typing_extensions import Buffer, disjoint_base
 
+from aiounify._core.epoll import EpollReactor, Sleeper
 from aiounify._core.reactor import Op, Watched
 
 PATROL_SECONDS: float
@@ -34,10 +35,12 @@ class FutexWait(Op):
     def give_up(self) -> None: ...
 
 @disjoint_base
+class NearWords(Sleeper):
+    def __init__(self, home: LoopFutexes, reactor: EpollReactor, always: bool) -> None: ...
+
+@disjoint_base
 class LoopFutexes(Watched):
-    def __init__(
-        self, loop: Any, ring: bool, waitv: bool, near: bool | None = None
-    ) -> None: ...
+    def __init__(self, loop: Any, ring: bool, waitv: bool, near: bool | None = None) -> None: ...
     @property
     def in_loop(self) -> bool: ...
     @property
