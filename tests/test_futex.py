@@ -339,6 +339,25 @@ def test_forced_means_are_what_they_say(means):
         assert aiounify.features()["uring_futex_wait"].detail
 
 
+async def test_a_fork_wakes_the_loop_it_is_a_copy_of(memory):
+    futex = Futex(memory)
+    for value in range(6):
+        task = asyncio.create_task(futex.wait(value))
+        await asyncio.sleep(0)
+        pid = os.fork()
+        if not pid:
+            try:
+                futex.store(value + 1)
+                futex.wake()
+            except BaseException:
+                os._exit(1)
+            os._exit(0)
+        async with asyncio.timeout(20):
+            await task
+        assert os.waitpid(pid, 0)[1] == 0
+    futex.release()
+
+
 def test_an_epoll_loop_waits_itself_while_that_is_worth_it(memory, means, monkeypatch):
     """It begins when its sleeps end by futexes, and ceases when they do not; nothing is lost."""
     if means != "threads" or not _kernel_probe.futex_waitv_offered().on:

@@ -3,7 +3,7 @@ from typing import Any
 
 from typing_extensions import Buffer, disjoint_base
 
-from aiounify._core.epoll import EpollReactor, Sleeper
+from aiounify._core.epoll import Sleeper
 from aiounify._core.reactor import Op, Watched
 
 PATROL_SECONDS: float
@@ -35,8 +35,7 @@ class FutexWait(Op):
     def give_up(self) -> None: ...
 
 @disjoint_base
-class NearWords(Sleeper):
-    def __init__(self, home: LoopFutexes, reactor: EpollReactor, always: bool) -> None: ...
+class NearWords(Sleeper): ...
 
 @disjoint_base
 class LoopFutexes(Watched):

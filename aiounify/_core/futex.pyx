@@ -570,6 +570,8 @@ cdef int near_wake(uint32_t *word, int n) except -1:
             if op.first != word:
                 i += 1
                 continue
+            if loop.pid != getpid():
+                break  # a fork of the process that waits
             woken += not op.future.done()
             loop.finish(i, 0 if not op.future.done() else -ECANCELED)
     return woken
