@@ -1,6 +1,6 @@
 """aiounify.futex: words, waits for one and for many, in the ring and in threads."""
 
-# ruff: noqa: ASYNC110, RUF059
+# ruff: noqa: ASYNC110, ASYNC222, RUF059
 
 import asyncio
 import gc
