@@ -7,7 +7,8 @@ coroutines do with these is in `aiounify/futex.py` and `aiounify/sync/`.
 
 A wait is a `FutexWait`.  Where the ring has the operation it is one; else threads wait for it
 (`futex_thread.h`) and write their results' arrival to an eventfd, and the reactor only knows
-that descriptor.  `LoopFutexes` is a loop's choice between the two.
+that descriptor; or an epoll loop sleeps for them itself (`NearWords`, `futex_near.h`).
+`LoopFutexes` is a loop's choice.
 
 Rules:
 
