@@ -36,7 +36,9 @@ def loop_futexes() -> LoopFutexes:
     if found is None:
         from aiounify._kernel_probe import futex_waitv_offered
 
-        found = LoopFutexes(loop, loop._futexes_in_ring, futex_waitv_offered().on)
+        found = LoopFutexes(
+            loop, loop._futexes_in_ring, futex_waitv_offered().on, loop._futexes_near
+        )
         loop._attached["futexes"] = found
     return found
 

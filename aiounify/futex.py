@@ -15,6 +15,7 @@ Rules:
 * A wait that is cancelled after it was woken passes the wake on to the next waiter.
 * On a loop without io_uring's FUTEX_WAIT (epoll, or before Linux 6.7) threads of the loop wait,
   one for each 127 words (futex_waitv, Linux 5.16), or one for each word where `mask` is used.
+  An epoll loop that sleeps for futexes mostly waits for the last few words itself.
 """
 
 from __future__ import annotations

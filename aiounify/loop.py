@@ -78,6 +78,8 @@ class EventLoop(SocketCalls, SelectorEventLoop):  # type: ignore[misc]
 
     # False: futexes are awaited as on kernels whose ring cannot
     _futexes_in_ring = True
+    # with threads: whether the loop's own may wait too; None: while it is worth it
+    _futexes_near: bool | None = None
 
     def __init__(self, backend: str | None = None) -> None:
         self._pid = os.getpid()

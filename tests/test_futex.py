@@ -1,6 +1,6 @@
 """aiounify.futex: words, waits for one and for many, in the ring and in threads."""
 
-# ruff: noqa: ASYNC110, RUF059
+# ruff: noqa: ASYNC110, ASYNC222, RUF059
 
 import asyncio
 import contextlib
@@ -20,11 +20,13 @@ from aiounify import _kernel_probe, _waiting
 from aiounify.futex import Futex, wait_any
 
 
-@pytest.fixture(params=["as it is", "threads", "no futex_waitv"], autouse=True)
+@pytest.fixture(params=["as it is", "threads", "loop", "no futex_waitv"], autouse=True)
 def means(request, monkeypatch):
     """Each way to wait, forced."""
     if request.param != "as it is":
         monkeypatch.setattr(aiounify.EventLoop, "_futexes_in_ring", False)
+        # on epoll: whether the loop's own thread waits; the ring's loop has threads in both
+        monkeypatch.setattr(aiounify.EventLoop, "_futexes_near", request.param == "loop")
     if request.param == "no futex_waitv":
         missing = aiounify.Feature(False, "needs Linux 5.16")
         monkeypatch.setattr(_kernel_probe, "futex_waitv_offered", lambda: missing)
@@ -61,7 +63,9 @@ async def test_woken(memory, means):
     thread.join()
     ring = asyncio.get_running_loop().backend == "uring" and means == "as it is"
     assert futexes().in_ring == ring
-    assert futexes().threads_used == (0 if ring else 1)
+    near = asyncio.get_running_loop().backend == "epoll" and means == "loop"
+    assert ring or means == "as it is" or futexes().in_loop == near
+    assert futexes().threads_used == (0 if ring or near else 1)
     futex.release()
 
 
@@ -348,3 +352,64 @@ def test_forced_means_are_what_they_say(means):
     assert _waiting.SLICE_NS == 250_000_000
     if means == "as it is" and not NO_URING:
         assert aiounify.features()["uring_futex_wait"].detail
+
+
+async def test_a_fork_wakes_the_loop_it_is_a_copy_of(memory):
+    futex = Futex(memory)
+    for value in range(6):
+        task = asyncio.create_task(futex.wait(value))
+        await asyncio.sleep(0)
+        pid = os.fork()
+        if not pid:
+            try:
+                futex.store(value + 1)
+                futex.wake()
+            except BaseException:
+                os._exit(1)
+            os._exit(0)
+        async with asyncio.timeout(20):
+            await task
+        assert os.waitpid(pid, 0)[1] == 0
+    futex.release()
+
+
+def test_an_epoll_loop_waits_itself_while_that_is_worth_it(memory, means, monkeypatch):
+    """It begins when its sleeps end by futexes, and ceases when they do not; nothing is lost."""
+    if means != "threads" or not _kernel_probe.futex_waitv_offered().on:
+        pytest.skip("one means, and Linux 5.16")
+    monkeypatch.setattr(aiounify.EventLoop, "_futexes_near", None)
+    futex, slow = Futex(memory), Futex(memory, 64)
+
+    async def round_trip():
+        seen = futex.load()
+        thread = later(futex, seen + 1)
+        await futex.wait(seen)
+        thread.join()
+
+    async def main():
+        asleep = asyncio.create_task(slow.wait(0))
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(60):
+            await round_trip()
+            while not futexes().in_loop:
+                await round_trip()
+            near = asyncio.create_task(Futex(memory, 128).wait(0))
+            await asyncio.sleep(0)
+            while futexes().in_loop:
+                await loop.run_in_executor(None, time.sleep, 0.0001)
+            assert not near.done()
+            other = Futex(memory, 128)  # its wait is a thread's now
+            other.store(1)
+            other.wake()
+            await near
+            slow.store(1)
+            slow.wake()
+            await asleep
+            await round_trip()
+
+    loop = aiounify.new_event_loop("epoll")
+    loop.run_until_complete(main())
+    loop.run_until_complete(loop.shutdown_default_executor())
+    loop.close()
+    for one in (futex, slow):
+        one.release()

@@ -278,6 +278,19 @@ async def test_semaphore_counts():
     semaphore.close()
 
 
+async def test_a_place_of_a_killed_process_is_given_back_by_another():
+    semaphore = sync.BoundedSemaphore(1)
+    pid = forked(lambda: (semaphore.acquire_blocking(), time.sleep(100)))
+    await until(semaphore.locked)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert not semaphore.acquire_blocking(0.01)  # it has no owner who could have died
+    semaphore.release()
+    async with semaphore:
+        pass
+    semaphore.close()
+
+
 async def test_bounded_semaphore_refuses():
     semaphore = sync.BoundedSemaphore(1)
     async with semaphore:
@@ -717,6 +730,13 @@ def test_stress(run_program, backend):
     done = run_program(
         "sync_stress", backend, operations, timeout=50 if operations < 10**6 else 3000
     )
+    assert "operations" in done.stdout
+
+
+def test_stress_of_meetings(run_program, backend):
+    """Four processes and what they wait for each other with; millions with AIOUNIFY_STRESS=1."""
+    operations = 1_000_000 if os.environ.get("AIOUNIFY_STRESS") else 2_000
+    done = run_program("sync_meet", backend, operations, timeout=50 if operations < 10**6 else 3000)
     assert "operations" in done.stdout
 
 

@@ -61,22 +61,24 @@ cdef enum:
     BREATHE_TURNS = 64   # turns without a wait between two chances for threads and signals
 
 
-cdef struct unsent:
-    PyObject *stream     # kept by its slot
-    char *data           # kept by the stream
-    Py_ssize_t size
-    int fd
+cdef class Sleeper:
+    """Sleeps in epoll_wait's place, and has the set watched by a thread meanwhile."""
+
+    cdef bint sleeps(self) noexcept:
+        return False
+
+    cdef int sleep(self) except -1:
+        return True
+
+    cdef int look(self) except -1:
+        return 0
+
+    cdef int renewed(self) except -1:
+        return 0
 
 
 cdef class EpollReactor(Reactor):
     """The epoll set of the base class, waited for directly."""
-
-    cdef int timer_fd
-    cdef int64_t timer_ns        # what the timerfd is armed for; NEVER: not armed
-    cdef unsigned turns_unbroken
-    cdef int64_t seen_ns
-    cdef unsent *sends           # for the end of this turn
-    cdef Py_ssize_t n_sends, room
 
     def __cinit__(self):
         self.timer_fd = -1
@@ -107,6 +109,8 @@ cdef class EpollReactor(Reactor):
             self.submit_sends()
         if self.finished:
             self.deliver_finished()
+        if self.sleeper is not None:
+            self.sleeper.look()
         self.turns_unbroken += 1
         self.looked = False
         if self.look or self.turns_unbroken % CLOCK_TURNS == 0:
@@ -121,7 +125,7 @@ cdef class EpollReactor(Reactor):
                 self.breathe()
         return 0
 
-    cdef inline int take(self, int timeout) except -1:
+    cdef int take(self, int timeout) except -1:
         cdef int n
         self.n_syscalls += 1
         n = epoll_wait(self.epfd, self.events, MAX_EVENTS, timeout)
@@ -143,9 +147,13 @@ cdef class EpollReactor(Reactor):
         self.looked = False
         if deadline <= before or self.q.head != self.q.tail:
             self.seen_ns = before
+            if self.sleeper is not None:
+                self.sleeper.look()
             return self.take(0)
         if deadline < self.timer_ns or self.timer_ns <= before:
             self.set_timer(deadline)
+        if self.sleeper is not None and self.sleeper.sleeps():
+            return self.sleep_elsewhere()
         self.q.sleeping = 1
         with nogil:
             n = epoll_wait(self.epfd, self.events, MAX_EVENTS, -1)
@@ -162,6 +170,29 @@ cdef class EpollReactor(Reactor):
         elif n < 0 and error != EINTR:
             raise OSError(error, f"epoll_wait: {os.strerror(error)}")
         PyErr_CheckSignals()
+        return 0
+
+    cdef int sleep_elsewhere(self) except -1:
+        cdef int64_t before = monotonic_ns()
+        cdef bint look = False
+        self.q.sleeping = 1
+        try:
+            look = self.sleeper.sleep()
+        finally:
+            self.q.sleeping = 0
+            self.seen_ns = monotonic_ns()
+        self.n_syscalls += 1
+        self.n_waits += 1
+        self.wait_ns += self.seen_ns - before
+        if look:
+            self.take(0)
+        PyErr_CheckSignals()
+        return 0
+
+    cdef int renew(self) except -1:
+        Reactor.renew(self)
+        if self.sleeper is not None:
+            self.sleeper.renewed()
         return 0
 
     cdef int set_timer(self, int64_t deadline) except -1:

@@ -3,6 +3,7 @@ from typing import Any
 
 from typing_extensions import Buffer, disjoint_base
 
+from aiounify._core.epoll import Sleeper
 from aiounify._core.reactor import Op, Watched
 
 PATROL_SECONDS: float
@@ -34,8 +35,13 @@ class FutexWait(Op):
     def give_up(self) -> None: ...
 
 @disjoint_base
+class NearWords(Sleeper): ...
+
+@disjoint_base
 class LoopFutexes(Watched):
-    def __init__(self, loop: Any, ring: bool, waitv: bool) -> None: ...
+    def __init__(self, loop: Any, ring: bool, waitv: bool, near: bool | None = None) -> None: ...
+    @property
+    def in_loop(self) -> bool: ...
     @property
     def in_ring(self) -> bool: ...
     @property

@@ -7,7 +7,8 @@ coroutines do with these is in `aiounify/futex.py` and `aiounify/sync/`.
 
 A wait is a `FutexWait`.  Where the ring has the operation it is one; else threads wait for it
 (`futex_thread.h`) and write their results' arrival to an eventfd, and the reactor only knows
-that descriptor.  `LoopFutexes` is a loop's choice between the two.
+that descriptor; or an epoll loop sleeps for them itself (`NearWords`, `futex_near.h`).
+`LoopFutexes` is a loop's choice.
 
 Rules:
 
@@ -23,6 +24,7 @@ Rules:
 from cpython.buffer cimport PyBUF_WRITABLE, PyBUF_WRITE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.memoryview cimport PyMemoryView_FromMemory
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.object cimport PyObject
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
 from posix.unistd cimport close as c_close
@@ -30,6 +32,7 @@ from posix.unistd cimport close as c_close
 import os
 
 from aiounify._core.backlog cimport STATE_CLOSED, STATE_FORKED
+from aiounify._core.epoll cimport EpollReactor, Sleeper
 from aiounify._core.reactor cimport (
     EAGAIN,
     ECANCELED,
@@ -112,8 +115,22 @@ cdef extern from "futex_thread.h" nogil:
     void ft_open(ft *f, int event_fd, int waitv)
     ft_group *ft_add(ft *f, uint64_t id, uint32_t *word, uint32_t expected, uint32_t mask)
     int ft_remove(ft *f, ft_group *g, uint64_t id)
+    uint32_t *ft_take_stray(ft *f)
     size_t ft_take(ft *f, ft_result *to, size_t most)
     void ft_close(ft *f)
+
+cdef extern from "futex_near.h" nogil:
+    struct near:
+        pass
+    int near_start(near *s, int epfd)
+    void near_stop(near *s)
+    int near_sleep(near *s, au_waitv *v, unsigned n)
+
+cdef extern from "<unistd.h>" nogil:
+    int getpid()
+
+cdef extern from "pythread.h" nogil:
+    unsigned long PyThread_get_thread_ident()
 
 cdef extern from "Python.h":
     void Py_INCREF(object)
@@ -124,6 +141,8 @@ cdef enum:
     WAITV_MAX = 128      # words in one FUTEX_WAITV, in the ring and outside it
     ANY = 0              # a wait the caller answers for
     UNTIL_CHANGED = 1    # patrol: over when the word is not what it was
+    NEAR = 8             # words the loop's own thread waits for, at most
+    WARM = 4             # results in a row that make it wait for them itself
     UNTIL_FREE = 2       # patrol: over when the lock word has no living owner
 PATROL_SECONDS = 0.25
 
@@ -239,6 +258,8 @@ cdef class Word:
         r = word_wake(self.at(), n, mask)
         if r < 0:
             raise OSError(-r, f"futex wake: {os.strerror(-r)}")
+        if r < n and near_loops != NULL:
+            r += near_wake(self.word, n - r)
         return r
 
     def requeue(self, Word to not None, uint32_t expected, int n=1, int move=0x7fffffff):
@@ -278,6 +299,7 @@ cdef class FutexWait(Op):
     cdef LoopFutexes home
     cdef readonly object future
     cdef dict groups          # of the threads' words: id -> (group, index)
+    cdef bint near            # the loop's own thread waits for it
 
     def __cinit__(self):
         self.mask = ALL
@@ -361,6 +383,201 @@ cdef class FutexWait(Op):
         self.home.end(self)
 
 
+cdef class NearWords(Sleeper):
+    """The words that an epoll loop waits for in its own thread, the last few it was asked for.
+
+    It does while its sleeps end by futexes mostly.  A word is looked at in every turn, so that
+    a loop that never sleeps notices its change; a wake in that time finds nobody in the kernel,
+    as one of a thread that is just about to sleep.
+    """
+
+    cdef LoopFutexes home
+    cdef EpollReactor reactor
+    cdef near watch
+    cdef bint on, watched, always
+    cdef list ops
+    cdef int score, warm, needed
+    cdef uint64_t waits
+    cdef unsigned long thread
+    cdef int pid
+    cdef PyObject *next      # of near_loops, which own nothing
+
+    def __cinit__(self, LoopFutexes home, EpollReactor reactor, bint always):
+        self.home = home
+        self.reactor = reactor
+        self.always = always
+        self.ops = []
+        self.needed = WARM
+
+    cdef int told(self) except -1:
+        """Threads had results: begin, if that is what ends the loop's sleeps."""
+        self.warm = self.warm + 1 if self.reactor.n_waits - self.waits <= 2 else 0
+        self.waits = self.reactor.n_waits
+        if not self.on and self.warm >= self.needed:
+            self.begin()
+        return 0
+
+    cdef int begin(self) except -1:
+        global near_loops
+        if not self.watched:
+            if near_start(&self.watch, self.reactor.epfd):
+                self.needed = 1 << 30
+                return 0
+            self.watched = True
+            self.pid = os.getpid()
+            self.reactor.sleeper = self
+            self.thread = PyThread_get_thread_ident()
+            self.next = near_loops
+            near_loops = <PyObject *>self
+        self.on = True
+        self.score = 16
+        return 0
+
+    cdef int cease(self) except -1:
+        """What comes through the set ends most sleeps: wait in threads, as before."""
+        cdef FutexWait op
+        self.on = False
+        self.warm = 0
+        self.needed = min(self.needed * 2, 1024)
+        while self.ops:
+            op = <FutexWait>self.ops.pop(0)
+            op.near = False
+            try:
+                self.home.to_threads(op)
+            except OSError as exc:
+                op.done = True
+                op.over(-exc.errno)
+        return 0
+
+    cdef int add(self, FutexWait op) except -1:
+        cdef FutexWait oldest
+        if len(self.ops) >= NEAR:
+            oldest = <FutexWait>self.ops[0]
+            self.home.to_threads(oldest)
+            oldest.near = False
+            del self.ops[0]
+        op.near = True
+        self.ops.append(op)
+        return 0
+
+    cdef int finish(self, Py_ssize_t i, int result) except -1:
+        cdef FutexWait op = <FutexWait>self.ops.pop(i)
+        op.near = False
+        op.done = True
+        op.result = result
+        return op.over(result)
+
+    cdef bint sleeps(self) noexcept:
+        return len(self.ops) > 0
+
+    cdef int look(self) except -1:
+        cdef FutexWait op
+        cdef Py_ssize_t i
+        for i in range(len(self.ops) - 1, -1, -1):
+            op = <FutexWait>self.ops[i]
+            if word_load(op.first) != op.expected:
+                self.finish(i, -EAGAIN)
+        return 0
+
+    cdef int sleep(self) except -1:
+        cdef au_waitv[NEAR + 1] v
+        cdef FutexWait op
+        cdef int i, r, n = <int>len(self.ops)
+        for i in range(n):
+            op = <FutexWait>self.ops[i]
+            v[i + 1] = au_waitv(op.expected, <uint64_t><uintptr_t>op.first, AU_FUTEX2_U32)
+        with nogil:
+            r = near_sleep(&self.watch, v, n + 1)
+        if r > 0:
+            self.score = min(self.score + 2, 16)
+            self.finish(r - 1, 0)
+            return False
+        if r == -EAGAIN:
+            self.look()
+            return True
+        if r == 0:
+            self.score -= 1
+            if self.score <= 0 and not self.always:
+                self.cease()
+            return True
+        if r != -EINTR:
+            while self.ops:
+                self.finish(0, r)
+        return False
+
+    cdef int renewed(self) except -1:
+        """The epoll set is another one: it needs a thread of its own."""
+        with nogil:
+            near_stop(&self.watch)
+        if near_start(&self.watch, self.reactor.epfd):
+            self.forget()
+            self.needed = 1 << 30
+            self.cease()
+        return 0
+
+    cdef int forget(self) noexcept:
+        """Not watched any more: out of the list, and of the reactor."""
+        global near_loops
+        cdef PyObject **at = &near_loops
+        self.watched = False
+        while at[0] != NULL and at[0] != <PyObject *>self:
+            at = &(<NearWords>at[0]).next
+        if at[0] != NULL:
+            at[0] = self.next
+        if self.reactor is not None:
+            self.reactor.sleeper = None
+        return 0
+
+    cdef int end(self) noexcept:
+        if self.watched:
+            self.forget()
+            if self.pid == os.getpid():  # else there is no thread here
+                with nogil:
+                    near_stop(&self.watch)
+        return 0
+
+    def __dealloc__(self):
+        global near_loops
+        cdef PyObject **at = &near_loops
+        if not self.watched:
+            return
+        while at[0] != NULL and at[0] != <PyObject *>self:
+            at = &(<NearWords>at[0]).next
+        if at[0] != NULL:
+            at[0] = self.next
+        if self.pid == getpid():
+            with nogil:
+                near_stop(&self.watch)
+
+
+cdef PyObject *near_loops = NULL
+
+
+cdef int near_wake(uint32_t *word, int n) except -1:
+    """Wake up to n waits of this thread's loop, which is awake and so not in the kernel."""
+    cdef PyObject *at = near_loops
+    cdef NearWords loop
+    cdef FutexWait op
+    cdef Py_ssize_t i = 0
+    cdef int woken = 0
+    while at != NULL:
+        loop = <NearWords>at
+        at = loop.next
+        if loop.thread != PyThread_get_thread_ident() or loop.ops is None:
+            continue
+        i = 0
+        while woken < n and i < len(loop.ops):
+            op = <FutexWait>loop.ops[i]
+            if op.first != word:
+                i += 1
+                continue
+            if loop.pid != getpid():
+                break  # a fork of the process that waits
+            woken += not op.future.done()
+            loop.finish(i, 0 if not op.future.done() else -ECANCELED)
+    return woken
+
+
 cdef class LoopFutexes(Watched):
     """A loop's futex waits: in its ring, or in threads."""
 
@@ -375,6 +592,7 @@ cdef class LoopFutexes(Watched):
     cdef dict by_id           # id -> FutexWait, of the threads' words
     cdef dict patrolled       # FutexWait -> None
     cdef object patrol_timer
+    cdef NearWords near       # on epoll, or None
     cdef int pid
 
     def __cinit__(self):
@@ -382,8 +600,11 @@ cdef class LoopFutexes(Watched):
         self.by_id = {}
         self.patrolled = {}
 
-    def __init__(self, Scheduler loop, bint ring, bint waitv):
-        """`ring`, `waitv`: whether FUTEX_WAIT and futex_waitv may be used."""
+    def __init__(self, Scheduler loop, bint ring, bint waitv, object near=None):
+        """`ring`, `waitv`: whether FUTEX_WAIT and futex_waitv may be used.
+
+        `near`: whether an epoll loop's own thread waits too; None: while it is worth it.
+        """
         self.loop = loop
         self.reactor = loop.reactor
         self.in_ring = (
@@ -392,10 +613,18 @@ cdef class LoopFutexes(Watched):
         )
         self.has_waitv = waitv
         self.pid = os.getpid()
+        if waitv and near is not False and isinstance(self.reactor, EpollReactor):
+            self.near = NearWords(self, <EpollReactor>self.reactor, near is True)
+            if near:
+                self.near.begin()
 
     @property
     def threads_used(self):
         return self.threads.threads if self.event_fd >= 0 else 0
+
+    @property
+    def in_loop(self):
+        return self.near is not None and self.near.on
 
     def wait(self, Word word not None, uint32_t expected, uint32_t mask=ALL, int patrol=ANY):
         """Start a wait for one word."""
@@ -422,8 +651,6 @@ cdef class LoopFutexes(Watched):
 
     cdef int begin(self, FutexWait op) except -1:
         cdef Py_ssize_t i
-        cdef ft_group *group
-        cdef Word word
         if self.loop.q.state & (STATE_CLOSED | STATE_FORKED) or self.closed:
             self.loop._check_closed()
         op.home = self
@@ -432,22 +659,34 @@ cdef class LoopFutexes(Watched):
             (<Word>op.words[i]).pins += 1
         if self.in_ring:
             return self.reactor.submit(op)
+        try:
+            if self.near is not None and self.near.on and op.vector == NULL and op.mask == ALL:
+                self.near.add(op)
+            else:
+                self.to_threads(op)
+        except OSError:
+            op.done = True
+            op.future.cancel()
+            op.over(-ECANCELED)
+            raise
+        return 0
+
+    cdef int to_threads(self, FutexWait op) except -1:
+        cdef Py_ssize_t i
+        cdef ft_group *group
         if self.event_fd < 0:
             self.open_threads()
         op.groups = {}
         for i in range(len(op.words)):
-            word = <Word>op.words[i]
             self.last_id += 1
             group = ft_add(
-                &self.threads, self.last_id, word.at(),
+                &self.threads, self.last_id,
+                op.first if op.vector == NULL else <uint32_t *><uintptr_t>op.vector[i].uaddr,
                 op.expected if op.vector == NULL else <uint32_t>op.vector[i].val, op.mask,
             )
             if group == NULL:
                 error = errno
                 self.leave(op)
-                op.done = True
-                op.future.cancel()
-                op.over(-ECANCELED)
                 raise OSError(error, f"a thread to wait for futexes: {os.strerror(error)}")
             op.groups[self.last_id] = (<uintptr_t>group, i)
             self.by_id[self.last_id] = op
@@ -473,6 +712,11 @@ cdef class LoopFutexes(Watched):
         cdef size_t i, n = 64
         cdef int result
         cdef FutexWait op
+        cdef uint32_t *word = ft_take_stray(&self.threads)
+        while word != NULL:
+            if not self.pass_to(word, ALL):
+                word_wake(word, 1, ALL)
+            word = ft_take_stray(&self.threads)
         while n == 64:
             n = ft_take(&self.threads, results, 64)
             for i in range(n):
@@ -491,6 +735,8 @@ cdef class LoopFutexes(Watched):
                 op.result = result
                 self.leave(op)
                 op.over(result)
+        if self.near is not None:
+            self.near.told()
         return 0
 
     cdef bint pass_to(self, uint32_t *word, uint32_t mask) except -1:
@@ -501,6 +747,12 @@ cdef class LoopFutexes(Watched):
         """
         cdef FutexWait op
         cdef Py_ssize_t i
+        if self.near is not None:
+            for i in range(len(self.near.ops)):
+                op = <FutexWait>self.near.ops[i]
+                if op.first == word and not op.future.done():
+                    self.near.finish(i, 0)
+                    return True
         for id, found in list(self.by_id.items()):
             op = <FutexWait>found
             if op.done or op.future.done() or not op.mask & mask:
@@ -533,6 +785,8 @@ cdef class LoopFutexes(Watched):
             if not self.loop.q.state & (STATE_CLOSED | STATE_FORKED):
                 self.reactor.cancel(op)
             return 0
+        if op.near:
+            return self.near.finish(self.near.ops.index(op), -ECANCELED)
         self.leave(op)
         if not op.groups:
             op.done = True
@@ -559,6 +813,11 @@ cdef class LoopFutexes(Watched):
         if self.patrol_timer is not None:
             self.patrol_timer.cancel()
             self.patrol_timer = None
+        if self.near is not None:
+            self.near.end()
+            self.near.on = False
+            self.near.ops.clear()
+            self.near = None  # the two refer to each other
         if self.event_fd < 0:
             return
         if self.pid == os.getpid():  # else there are no threads here

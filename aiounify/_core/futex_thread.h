@@ -21,6 +21,7 @@
 #include "words.h"
 
 #define FT_WORDS 127
+#define FT_STRAYS 16
 #define FT_SLICE 20000000
 
 struct ft_result {
@@ -48,6 +49,8 @@ struct ft {
     pthread_mutex_t lock;
     struct ft_result *results;
     size_t n_results, room;
+    uint32_t *strays[FT_STRAYS]; /* words woken for a wait that was removed meanwhile */
+    int n_strays;
     struct ft_group *groups;
 };
 
@@ -73,6 +76,28 @@ static int ft_finish(struct ft_group *g, uint64_t id, int result)
     if (i && write(home->event_fd, &one, 8) < 0)
         ; /* its counter is full only after 2**64 of these */
     return 1;
+}
+
+/* The loop may wait for the word elsewhere; false if it cannot be told. */
+static int ft_stray(struct ft *home, uint32_t *word)
+{
+    uint64_t one = 1;
+    int told;
+    pthread_mutex_lock(&home->lock);
+    told = home->n_strays < FT_STRAYS;
+    if (told)
+        home->strays[home->n_strays++] = word;
+    pthread_mutex_unlock(&home->lock);
+    return told && write(home->event_fd, &one, 8) == 8;
+}
+
+static uint32_t *ft_take_stray(struct ft *f)
+{
+    uint32_t *word;
+    pthread_mutex_lock(&f->lock);
+    word = f->n_strays ? f->strays[--f->n_strays] : NULL;
+    pthread_mutex_unlock(&f->lock);
+    return word;
 }
 
 static void *ft_main(void *arg)
@@ -104,12 +129,12 @@ static void *ft_main(void *arg)
         pthread_mutex_lock(&g->lock);
         if (r > 0) {
             if (!ft_finish(g, ids[r - 1], 0)) {
-                /* removed meanwhile: to another who waits here, or in the kernel */
+                /* removed meanwhile: to another who waits here, in the loop, or in the kernel */
                 for (i = 0; i < g->n && (uintptr_t)g->words[i] != v[r].uaddr; i++)
                     ;
                 if (i < g->n)
                     ft_finish(g, g->ids[i], 0);
-                else
+                else if (g->single || !ft_stray(g->home, (uint32_t *)v[r].uaddr))
                     word_wake((uint32_t *)v[r].uaddr, 1, g->single ? mask : 0xffffffffu);
             }
         } else if (r == -EAGAIN) {

@@ -10,6 +10,7 @@ import mmap
 import multiprocessing as mp
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -52,31 +53,11 @@ def _new(loop: _Loop) -> _Loop:
 
 
 def _raw(loop: _Loop) -> Run:
-    from aiounify.futex import Futex
+    from aiounify.bench import _futex
 
     memory = mmap.mmap(-1, 4096)
-    there, back = Futex(memory), Futex(memory, 128)
-
-    def echo() -> None:
-        seen = 0
-        while True:
-            while there.load() == seen:
-                there.sleep(seen, 0xFFFFFFFF, -1)
-            seen += 1
-            back.add(1)
-            back.wake()
-
-    _fork(echo)
-
-    def run(n: int) -> None:
-        for _ in range(n):
-            seen = back.load()
-            there.add(1)
-            there.wake()
-            while back.load() == seen:
-                back.sleep(seen, 0xFFFFFFFF, -1)
-
-    return run
+    _fork(lambda: _futex.echo(memory))
+    return lambda n: _futex.ping(memory, n)
 
 
 def _coroutines(loop: _Loop) -> Run:
@@ -107,35 +88,52 @@ def _coroutines(loop: _Loop) -> Run:
     return _runs(loop, ping)
 
 
+def _readers(there: tuple[int, int], back: tuple[int, int], byte: bytes) -> Callable[[_Loop], Run]:
+    """What a futex replaces: a descriptor for each direction, whose readers stay."""
+    (there_read, there_write), (back_read, back_write) = there, back
+
+    def prepare(loop: _Loop) -> Run:
+        kind = type(loop)
+
+        def child() -> None:
+            inner = _new(loop) if hasattr(loop, "backend") else kind()
+
+            def answer() -> None:
+                os.read(there_read, 8)
+                os.write(back_write, byte)
+
+            inner.add_reader(there_read, answer)
+            inner.run_forever()
+
+        _fork(child)
+        answered: asyncio.Future[None] = loop.create_future()
+
+        def heard() -> None:
+            os.read(back_read, 8)
+            answered.set_result(None)
+
+        loop.add_reader(back_read, heard)
+
+        async def ping(n: int) -> None:
+            nonlocal answered
+            for _ in range(n):
+                answered = loop.create_future()
+                os.write(there_write, byte)
+                await answered
+
+        return _runs(loop, ping)
+
+    return prepare
+
+
 def _eventfd(loop: _Loop) -> Run:
-    """What a futex replaces: an eventfd for each direction, and add_reader."""
     there, back = os.eventfd(0, os.EFD_NONBLOCK), os.eventfd(0, os.EFD_NONBLOCK)
-    kind = type(loop)
+    one = (1).to_bytes(8, sys.byteorder)
+    return _readers((there, there), (back, back), one)(loop)
 
-    async def wait(inner: _Loop, fd: int) -> None:
-        ready = inner.create_future()
-        inner.add_reader(fd, ready.set_result, None)
-        await ready
-        inner.remove_reader(fd)
-        os.eventfd_read(fd)
 
-    async def echo(inner: _Loop) -> None:
-        while True:
-            await wait(inner, there)
-            os.eventfd_write(back, 1)
-
-    def child() -> None:
-        inner = _new(loop) if hasattr(loop, "backend") else kind()
-        inner.run_until_complete(echo(inner))
-
-    _fork(child)
-
-    async def ping(n: int) -> None:
-        for _ in range(n):
-            os.eventfd_write(there, 1)
-            await wait(loop, back)
-
-    return _runs(loop, ping)
+def _pipe(loop: _Loop) -> Run:
+    return _readers(os.pipe(), os.pipe(), b"x")(loop)
 
 
 def _lock(loop: _Loop) -> Run:
@@ -295,12 +293,23 @@ def _row(name: str, summary: str, unit: str, prepare: Callable[[_Loop], Run]) ->
 
 
 ROWS = (
-    _row("futex-raw", "Ping-pong of two processes by blocking futex calls.", "round trip", _raw),
+    _row(
+        "futex-raw",
+        "Ping-pong of two processes by blocking futex calls, in C.",
+        "round trip",
+        _raw,
+    ),
     _row(
         "futex-pingpong",
         "The same by coroutines: futexes; elsewhere eventfd and add_reader.",
         "round trip",
         _either(_coroutines, _eventfd),
+    ),
+    _row(
+        "futex-pingpong-pipe",
+        "The same; elsewhere, pipes and add_reader.",
+        "round trip",
+        _either(_coroutines, _pipe),
     ),
     _row("sync-lock", "acquire() and release() of a free sync.Lock.", "pair", _lock),
     _row(
