@@ -47,7 +47,7 @@ from display_screen import NOTHING, Layer, Rect, Screen, png
 
 import aiounify
 from aiounify import files
-from aiounify.events import readable, recv_fds
+from aiounify.events import readable, recv_fds, writable
 from aiounify.futex import Futex
 from aiounify.signals import signals
 from aiounify.timers import every
@@ -58,6 +58,7 @@ if TYPE_CHECKING:
 MAX_CLIENTS = 64
 MAX_SURFACES = 16  # of a client
 MAX_SIDE = 4096
+MAX_UNSENT = 256 * 1024  # bytes for a client that does not read: some 6000 events
 HALF_MESSAGE = 2.0  # seconds in which the rest of a message has to come
 # struct input_event of linux/input.h: struct timeval, type, code, value.
 INPUT_EVENT = struct.Struct("@llHHi")
@@ -126,21 +127,29 @@ class Client:
         credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
         self.name = f"client {number} (pid {struct.unpack('3i', credentials)[0]})"
         self.sock = sock
-        self.arriving = readable(sock)
+        self.arriving, self.room = readable(sock), writable(sock)
+        self.unsent = bytearray()
         self.buffer = b""
         self.fds: list[int] = []
         self.half_since = 0.0
         self.surfaces: dict[int, Surface] = {}
 
     def send(self, data: bytes) -> None:
-        """Without waiting.  The socket's buffer is the queue: ClientError when it is full."""
+        """Without waiting: what the socket does not take is kept, up to a limit, for flush()."""
+        self.unsent += data
+        if len(self.unsent) == len(data):
+            self.flush()
+        if len(self.unsent) > MAX_UNSENT:
+            raise ClientError("it does not read what it is sent")
+
+    def flush(self) -> None:
         try:
-            # a message is one buffer in the kernel, which takes it whole or not at all
-            self.sock.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            sent = self.sock.send(self.unsent, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
         except BlockingIOError:
-            raise ClientError("it does not read what it is sent") from None
+            return
         except OSError as exc:
             raise ClientError(str(exc)) from None
+        del self.unsent[:sent]
 
     def messages(self) -> Iterable[tuple[int, tuple[Any, ...]]]:
         """What has come whole."""
@@ -164,7 +173,6 @@ class Server:
 
     def __init__(self, screen: Screen, output: str, interval: float, frames: int) -> None:
         self.screen, self.output, self.interval, self.frames = screen, output, interval, frames
-        self.events: aiounify.Selection[Any] = aiounify.select(return_exceptions=True)
         self.handlers: dict[Any, Callable[[Any], Any]] = {}
         self.clients: list[Client] = []
         self.accepted = 0
@@ -191,6 +199,7 @@ class Server:
 
     async def run(self, listener: socket.socket, input_fd: int | None) -> None:
         """Until a signal comes, or as many frames as wanted are written."""
+        self.events: aiounify.Selection[Any] = aiounify.select(return_exceptions=True)
         async with signals(signal.SIGTERM, signal.SIGINT) as stop, self.events:
             self.await_(stop, self.stop)
             self.await_(every(self.interval), lambda tick: self.tick(listener))
@@ -232,13 +241,12 @@ class Server:
         self.clients.append(client)
         self.await_(client.arriving, lambda _: self.receive(client))
         say(f"{client.name}: connected")
-        try:
-            if len(self.clients) > MAX_CLIENTS:
-                raise ClientError(f"there are {MAX_CLIENTS} clients already")
+        if len(self.clients) > MAX_CLIENTS:
+            self.drop(client, f"there are {MAX_CLIENTS} clients already")
+        else:
             size = self.screen.width, self.screen.height
-            client.send(wire.message(wire.WELCOME, wire.VERSION, *size, int(self.interval * 1e9)))
-        except ClientError as exc:
-            self.drop(client, str(exc))
+            frame_ns = int(self.interval * 1e9)
+            self.tell(client, wire.message(wire.WELCOME, wire.VERSION, *size, frame_ns))
 
     async def receive(self, client: Client) -> None:
         try:
@@ -293,9 +301,12 @@ class Server:
             return
         self.clients.remove(client)
         say(f"{client.name}: dropped: {reason}")
-        with contextlib.suppress(ClientError):
-            client.send(wire.message(wire.ERROR, reason.encode()[:200]))
+        if not client.unsent:
+            with contextlib.suppress(ClientError):
+                client.send(wire.message(wire.ERROR, reason.encode()[:200]))
         self.forget(client.arriving)
+        if client.room in self.handlers:
+            self.forget(client.room)
         client.sock.close()
         for fd in client.fds:
             os.close(fd)
@@ -307,8 +318,19 @@ class Server:
         """Send to whom it concerns, who need not be the one that is being served."""
         try:
             client.send(data)
+            if client.unsent and client.room not in self.handlers:
+                self.await_(client.room, lambda _: self.flush(client))
         except ClientError as exc:
             self.drop(client, str(exc))
+
+    def flush(self, client: Client) -> None:
+        try:
+            client.flush()
+        except ClientError as exc:
+            self.drop(client, str(exc))
+        else:
+            if not client.unsent:
+                self.forget(client.room)
 
     # surfaces
 
