@@ -145,12 +145,13 @@ class Display:
                 found = read_png(self.picture.read_bytes())
 
     def descriptors(self):
-        """What the server has open, but for the counter of a thread that waits for futexes."""
+        """What it has open, but for frames and the counter of a thread that waits for futexes."""
         folder, found = Path(f"/proc/{self.server.process.pid}/fd"), []
         for each in folder.iterdir():
             with contextlib.suppress(FileNotFoundError):  # closed meanwhile
                 found.append(str(each.readlink()))
-        return sorted(link for link in found if "eventfd" not in link)
+        own = ("anon_inode:[eventfd]", str(self.picture.parent))
+        return sorted(link for link in found if not link.startswith(own))
 
     def end(self):
         """SIGTERM; status 0, nothing on stderr, and no socket left."""
