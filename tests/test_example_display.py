@@ -247,8 +247,7 @@ def test_a_killed_client(display):
     killed.kill()
     busy.kill()
     display.until_shows("0 0 8 8 0 ff0000ff")
-    for _ in range(3):
-        display.client("4 4 8 8 1 00ff0080").kill()
+    display.client("4 4 8 8 1 00ff0080").kill()
     display.until_shows("0 0 8 8 0 ff0000ff")
     assert stays.process.poll() is None
     display.end()
@@ -273,9 +272,7 @@ def test_wrong_clients_are_dropped(display, kind):
     display.until_shows()
     open_before = display.descriptors()
     stays = display.client("0 0 8 8 0 ff0000ff")
-    clients = [display.client(mode, ready=False) for mode in wrong]
-    for client in clients:
-        client.until("dropped")
+    display.client(" ".join(wrong), ready=False).until("dropped: ", times=len(wrong))
     said = display.server.until(": dropped: ", times=len(wrong))
     assert "Traceback" not in said
     display.until_shows("0 0 8 8 0 ff0000ff")

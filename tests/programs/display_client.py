@@ -90,14 +90,19 @@ WRONG = {
 }
 
 
-def wrong(path, mode):
-    sock = socket.socket(socket.AF_UNIX)
-    sock.connect(path)
-    data, fds = WRONG[mode]()
-    socket.send_fds(sock, [data], fds)
-    while sock.recv(4096):
-        pass
-    print("dropped", flush=True)
+def wrong(path, modes):
+    """A connection for each, which the display has to end."""
+    socks = []
+    for mode in modes:
+        sock = socket.socket(socket.AF_UNIX)
+        sock.connect(path)
+        data, fds = WRONG[mode]()
+        socket.send_fds(sock, [data], fds)
+        socks.append(sock)
+    for mode, sock in zip(modes, socks, strict=True):
+        while sock.recv(4096):
+            pass
+        print("dropped:", mode, flush=True)
 
 
 def truncating(path):
@@ -128,7 +133,7 @@ if __name__ == "__main__":
     path, mode = sys.argv[1:]
     if mode == "truncating":
         truncating(path)
-    elif mode in WRONG:
-        wrong(path, mode)
+    elif mode.split()[0] in WRONG:
+        wrong(path, mode.split())
     else:
         aiounify.run(main(path, mode))
