@@ -33,8 +33,7 @@ def features() -> dict[str, Feature]:
     "pidfd", "futex_waitv", "robust_locks", "multiprocessing_locks", "inotify", "fanotify" (a
     whole file system watched), "timerfd_realtime", "timerfd_boottime", "pressure"; of files
     "files_openat2", "files_nowait", "files_libaio", "files_statx".  Nothing is kept open.
-    Values are
-    (on, detail); detail says by which means, or the reason.
+    Values are (on, detail); detail says by which means, or the reason.
     """
     from aiounify._kernel_files_probe import files_offered
     from aiounify._kernel_probe import (

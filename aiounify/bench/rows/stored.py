@@ -16,7 +16,7 @@ from typing import Any
 
 from aiounify.bench.channel import Measurement
 from aiounify.bench.rows.base import LoopRow, Run
-from aiounify.bench.rows.files import files_of, directory_on_disk
+from aiounify.bench.rows.files import directory_on_disk, files_of
 
 __all__ = ["ROWS"]
 
