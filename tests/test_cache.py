@@ -9,16 +9,14 @@ import os
 import threading
 import time
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from aiounify.cache import Changes, FileCache, PageCache
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 BIG = os.urandom(70_000)
+LIMIT = Path("/proc/sys/fs/inotify/max_queued_events")
 
 
 @pytest.fixture
@@ -549,7 +547,7 @@ async def test_lost_events_make_everything_be_looked_at(root):
         await pages.get("b", "b")
         await asyncio.sleep(0.05)
         entry = pages.cache.hit("b")
-        limit = int(open("/proc/sys/fs/inotify/max_queued_events").read())  # noqa: ASYNC230, PTH123
+        limit = int(LIMIT.read_text())
         if limit > 20_000:
             pytest.skip("a queue of that length takes too long to fill")
 
