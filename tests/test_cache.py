@@ -180,6 +180,8 @@ async def test_links_are_followed_and_each_is_a_dependency(root):
         (root / "first").unlink()
         (root / "first").symlink_to("first")
         assert await pages.get("link", "first") == b"ELOOP"
+        pages.changes.drain()
+        assert pages.cache.hit("link") is None  # what would mend it is not known
 
 
 async def test_outside_of_the_roots_is_looked_at_each_time(root, tmp_path):
@@ -243,6 +245,19 @@ async def test_listing_and_stat_are_dependencies(root):
         assert built == ["names", "size", "size", "names"]
         (root / "a").unlink()
         assert await both() == (b"b d sub", b"None")
+
+
+async def test_the_state_of_a_directory_changes_with_its_entries(root):
+    async with Changes([root]) as changes:
+        cache = PageCache(changes)
+
+        async def build(building):
+            return str((await building.stat(root / "sub")).st_nlink).encode(), {}
+
+        assert (await cache.get("sub", build)).body == b"2"
+        (root / "sub" / "deeper").mkdir()
+        changes.drain()
+        assert cache.hit("sub") is None
 
 
 async def test_pages_in_pages(root):

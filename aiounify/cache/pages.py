@@ -380,7 +380,7 @@ class PageCache:
                 now = time.monotonic()
                 if now - self._told >= _TOLD_AGAIN:
                     self._told = now
-                    _log.warning("%r is not shared with other workers: %s", entry.key, exc)
+                    _log.warning("%r is not shared with other workers: %s", entry.key, str(exc))
             else:
                 if len(body) > _SMALL and kept is not None:
                     entry.size = len(body)
