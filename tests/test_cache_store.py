@@ -1,4 +1,4 @@
-"""SharedStore: two workers in one process, other processes, and what happens when they are killed."""
+"""SharedStore: two workers in one process, other processes, and those that are killed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Workers share a store and are killed at random, while files change.  BACKEND SECONDS START [SEED].
+"""Workers share a store and are killed, while files change.  BACKEND SECONDS START [SEED].
 
 Checked: no body is anything but what the page was built from; no answer is older than the last
 change that ended before it was asked for; nobody waits for a dead builder; whatever was killed,
