@@ -170,8 +170,9 @@ cdef class Tree(Changes):
         Changes._end(self, reason)
 
     cpdef object _pull(self):
-        if self.forest is not None:
-            self.forest.pull()
+        cdef Forest forest = self.forest  # a reference: the end of the last tree lets go of it
+        if forest is not None:
+            forest.pull()
 
     cdef int touch(self) except -1:
         self.forest.touched.append(self)
