@@ -29,6 +29,7 @@ usage: python -m aiounify                        show what this kernel offers th
        python -m aiounify -m MODULE [ARG ...]    run a module with the loop installed
        python -m aiounify bench [ARG ...]        compare event loops (bench --help)
        python -m aiounify watch PATH [...]       show what changes, run a command (watch --help)
+       python -m aiounify serve [DIR] [...]      serve a directory over HTTP (serve --help)
        python -m aiounify --version
        python -m aiounify --help
 
@@ -230,7 +231,7 @@ def _names_a_program(arguments: list[str]) -> bool:
     if first == "-m":
         return len(arguments) > 1
     # Not pathlib, whose "" is the current directory.
-    return first not in ("bench", "watch") and not first.startswith("-") and os.path.exists(first)  # noqa: PTH110
+    return first not in ("bench", "watch", "serve") and not first.startswith("-") and os.path.exists(first)  # noqa: PTH110
 
 
 def _answer(arguments: list[str]) -> int:
@@ -253,11 +254,15 @@ def _answer(arguments: list[str]) -> int:
         from aiounify import _watch_tool
 
         return _watch_tool.main(arguments[1:])
+    if first == "serve":
+        from aiounify import _serve_tool
+
+        return _serve_tool.main(arguments[1:])
     if first == "-m":
         return _refuse("-m needs the name of a module")
     if first.startswith("-"):
         return _refuse(f"unknown option {first}")
-    return _refuse(f"{first!r} is neither a file nor a command (the commands are: bench, watch)")
+    return _refuse(f"{first!r} is neither a file nor a command (the commands are: bench, watch, serve)")
 
 
 def _refuse(why: str) -> int:
