@@ -119,7 +119,7 @@ def _frame(request: Request, options: Options) -> None:
         if request.version == "1.0":
             raise BadRequest(400, "Transfer-Encoding in HTTP/1.0")
         if len(codings) > 1 or codings[0].lower() != "chunked":
-            raise BadRequest(501, "only the transfer coding chunked is known")
+            raise BadRequest(400, "only the transfer coding chunked is known")
         request.chunked = True
     if lengths:
         if len(lengths) > 1:

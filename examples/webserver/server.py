@@ -62,6 +62,8 @@ class Server:
         self.clients: dict[str, int] = {}  # connections by address
         self.known: dict[bytes, Known] = {}
         self.stopping = False
+        #: seconds between two looks at the clock, the logs and the connections
+        self.tick = 1.0
         self.log: AccessLog | None = None
         self.now = self.idle_deadline = 0.0
         self.date = b""
@@ -133,7 +135,6 @@ class Server:
             await self.changes.__aexit__(None, None, None)
 
     def _tick(self) -> None:
-        """Once a second."""
         self.now = self.loop.time()
         self.idle_deadline = self.now + self.options.idle_timeout
         self.date = formatdate(usegmt=True).encode()
@@ -142,7 +143,7 @@ class Server:
         if self.log is not None:
             self.log.tick()
         self.publish()
-        self._ticking = self.loop.call_later(1.0, self._tick)
+        self._ticking = self.loop.call_later(self.tick, self._tick)
 
     def publish(self) -> None:
         """Let the other workers see the numbers."""

@@ -48,7 +48,8 @@ _SOON = 1.0  # seconds: a worker that lived shorter is not replaced at once
 
 def _listening(options: Options, port: int, backlog: int = 4096) -> socket.socket:
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
-    sock = socket.socket(family)
+    # with its protocol by name, or asyncio takes it for none that has TCP_NODELAY
+    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if options.workers > 1:
