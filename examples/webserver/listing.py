@@ -6,6 +6,7 @@ Names that are not served are not shown.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import html
 import os
@@ -80,7 +81,7 @@ async def listing(
     if real != pages.root and not real.startswith(pages.root.rstrip("/") + "/"):
         raise PermissionError(f"{place} leads out of {pages.root}")
     if not os.path.isdir(place):  # noqa: PTH112
-        raise FileNotFoundError(place)
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), place)
 
     async def build(building: Any) -> tuple[bytes, Mapping[str, str]]:
         return await _build(building, place, "/" + name)

@@ -79,7 +79,9 @@ _OTHER = {
 
 def of(path: str) -> str:
     """The value of Content-Type for a file with this name."""
-    extension = path.rpartition("/")[2].rpartition(".")[2].lower()
+    _, dot, extension = path.rpartition("/")[2].lower().rpartition(".")
+    if not dot:
+        return "application/octet-stream"
     text = _TEXT.get(extension)
     if text is not None:
         return f"{text}; charset=utf-8"

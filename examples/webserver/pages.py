@@ -33,6 +33,7 @@ from . import answers, conditions
 from .answers import Answer
 from .fetch import Client, Fetched
 from .request import BadRequest
+from .static import NOT_THERE, PAGE
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -143,7 +144,7 @@ class Page:
             name = posixpath.join(name, "index")
         if self._depth >= _DEPTH:
             raise RecursionError(f"pages that contain each other: {self.path} and {path}")
-        return await self._pages.inner(self._building, name + ".page.py", query, self._depth + 1)
+        return await self._pages.inner(self._building, name + PAGE, query, self._depth + 1)
 
     async def module(self, path: str) -> types.ModuleType:
         """A module of Python, executed anew after it was changed; name it `_NAME.py`."""
@@ -211,7 +212,7 @@ class _Unrecorded:
 
 
 def _address(name: str) -> str:
-    stem = name.removesuffix(".page.py")
+    stem = name.removesuffix(PAGE)
     return "/" + (stem[: -len("index")] if posixpath.basename(stem) == "index" else stem)
 
 
@@ -258,14 +259,15 @@ class Pages:
         self._modules[place] = source, module
         return module
 
-    async def _module(self, name: str) -> types.ModuleType | None:
-        """The module of a page, or None if there is no such page."""
+    async def _source(self, name: str) -> bytes | None:
+        """The source of a page, or None if there is no such page."""
         try:
             file = self._files.hit(name) or await self._files.open(name)
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            return None
-        source = file.body if file.body is not None else os.pread(file.fd, file.size, 0)
-        return self.load(source, posixpath.join(self.root, name))
+        except OSError as exc:
+            if exc.errno in NOT_THERE or isinstance(exc, IsADirectoryError):
+                return None
+            raise
+        return bytes(file.body) if file.body is not None else os.pread(file.fd, file.size, 0)
 
     # -- answering ---------------------------------------------------------------------
 
@@ -277,10 +279,11 @@ class Pages:
         `absent` are names that would have been taken instead, had they been there.
         """
         for _ in range(3):
+            source = await self._source(name)
+            if source is None:
+                return None
             try:
-                module = await self._module(name)
-                if module is None:
-                    return None
+                module = self.load(source, posixpath.join(self.root, name))
                 async with asyncio.timeout(self.server.options.build_timeout):
                     if request.method == "POST":
                         return await self._post(request, name, module)
@@ -369,11 +372,12 @@ class Pages:
         self, building: Any, name: str, query: Mapping[str, str] | None, depth: int
     ) -> bytes:
         """The body of a page for another page."""
-        module = await self._module(name)
-        if module is None:
+        source = await self._source(name)
+        if source is None:
             # its appearance is what the other page waits for
             await building.stat(posixpath.join(self.root, name))
             raise FileNotFoundError(f"no page {_address(name)}")
+        module = self.load(source, posixpath.join(self.root, name))
         declared = _Declared("QUERY", _names(module, "QUERY"), query or {})
         headers = _Declared("HEADERS", _names(module, "HEADERS"), {})
         page = Page(self, None, name, declared, headers, depth)

@@ -22,7 +22,7 @@ from .listing import listing
 from .logs import AccessLog, Writer, said
 from .pages import Pages
 from .request import BadRequest
-from .static import PAGE, StaticFiles, is_private
+from .static import NOT_THERE, PAGE, StaticFiles, is_private
 from .statfiles import StatFiles
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ __all__ = ["Server"]
 _KNOWN = 4096  # requests that are remembered
 _KNOWN_HEAD = 2048  # bytes of one
 _FULL = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
-_NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EILSEQ)
 
 
 class Server:
@@ -211,7 +210,7 @@ class Server:
                     return answer
             name = path[1:]
             if "//" in path or not path.startswith("/") or is_private(name):
-                raise FileNotFoundError(errno.ENOENT, "private", path)
+                raise FileNotFoundError(errno.ENOENT, "not to be served", path)
             return await self._find(request, name)
         except OSError as exc:
             return self._refused(request, exc)
@@ -228,7 +227,7 @@ class Server:
                 problem = exc
         else:
             problem = FileNotFoundError(errno.ENOENT, "not there", name)
-        if isinstance(problem, IsADirectoryError) or problem.errno in _NOT_THERE:
+        if isinstance(problem, IsADirectoryError) or problem.errno in NOT_THERE:
             page = await self.pages.answer(request, name + PAGE, absent=(name,))
             if page is not None:
                 return page
@@ -263,7 +262,7 @@ class Server:
     def _refused(self, request: Request, exc: OSError) -> Answer:
         """An error of the file system as an answer."""
         code = exc.errno or 0
-        if code in _NOT_THERE or isinstance(exc, FileNotFoundError):
+        if code in NOT_THERE:
             return answers.error(404, "there is nothing here")
         if isinstance(exc, PermissionError):
             return answers.error(403, "this is not to be read")

@@ -15,6 +15,7 @@ Rules:
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from email.utils import formatdate
@@ -26,7 +27,7 @@ from .answers import Answer
 if TYPE_CHECKING:
     from .request import Request
 
-__all__ = ["StaticFiles", "is_private"]
+__all__ = ["NOT_THERE", "PAGE", "StaticFiles", "is_private"]
 
 _ENCODINGS = (("br", "br"), ("gzip", "gz"))
 # compressed already: nobody puts a .gz beside them, and two looks for each are spared
@@ -35,6 +36,8 @@ _COMPRESSED = frozenset(
     "xz zip zst".split()
 )
 PAGE = ".page.py"
+#: what an error of the file system has if there is no such file
+NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EILSEQ)
 
 
 def is_private(path: str) -> bool:
