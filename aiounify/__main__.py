@@ -40,6 +40,8 @@ environment:
   AIOUNIFY_BACKEND   auto (default), uring or epoll
 """
 
+COMMANDS = ("bench", "watch", "serve")
+
 
 def install() -> None:
     """Make aiounify's loop the default of this process.
@@ -231,7 +233,7 @@ def _names_a_program(arguments: list[str]) -> bool:
     if first == "-m":
         return len(arguments) > 1
     # Not pathlib, whose "" is the current directory.
-    return first not in ("bench", "watch", "serve") and not first.startswith("-") and os.path.exists(first)  # noqa: PTH110
+    return first not in COMMANDS and not first.startswith("-") and os.path.exists(first)  # noqa: PTH110
 
 
 def _answer(arguments: list[str]) -> int:
@@ -262,7 +264,8 @@ def _answer(arguments: list[str]) -> int:
         return _refuse("-m needs the name of a module")
     if first.startswith("-"):
         return _refuse(f"unknown option {first}")
-    return _refuse(f"{first!r} is neither a file nor a command (the commands are: bench, watch, serve)")
+    commands = ", ".join(COMMANDS)
+    return _refuse(f"{first!r} is neither a file nor a command (the commands are: {commands})")
 
 
 def _refuse(why: str) -> int:

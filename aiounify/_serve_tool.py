@@ -1,8 +1,8 @@
 """`python -m aiounify serve`: finds the web server and starts it.
 
-The server is an example, a program on top of the package and no part of it: in a checkout it is in
-examples/webserver, in a wheel it comes along as `aiounify._webserver`.  Under that name it is imported
-in both cases, so that its modules are the same ones however it was found.
+The server is an example, a program on top of the package and no part of it: in a checkout it is
+in examples/webserver, in a wheel it comes along as `aiounify._webserver`.  Under that name it is
+imported in both cases, so that its modules are the same ones however it was found.
 """
 
 from __future__ import annotations

@@ -135,5 +135,5 @@ async def serving(root, *, tick=1.0, **settings):
 
 async def until(condition):
     """Wait until it is true; a test that waits in vain fails by its time limit."""
-    while not condition():
+    while not condition():  # noqa: ASYNC110 - anything may be asked for
         await asyncio.sleep(0.005)

@@ -34,7 +34,7 @@ async def test_headers(site):
         assert answer.headers["content-type"] == "text/plain; charset=utf-8"
         assert answer.headers["content-length"] == "10"
         assert answer.headers["accept-ranges"] == "bytes"
-        modified = int(os.stat(site / "a.txt").st_mtime)
+        modified = int((site / "a.txt").stat().st_mtime)
         assert answer.headers["last-modified"] == formatdate(modified, usegmt=True)
         assert "connection" not in answer.headers
         assert "vary" not in answer.headers
@@ -75,9 +75,9 @@ async def test_what_changes_is_served_anew(site):
             assert answer.headers["etag"] not in tags
             tags.add(answer.headers["etag"])
             write(site / "new.txt", text, age=0)
-            os.replace(site / "new.txt", site / "large.bin")
+            (site / "new.txt").replace(site / "large.bin")
             assert (await client.get("/large.bin")).text == text
-            os.unlink(site / "large.bin")
+            (site / "large.bin").unlink()
             assert (await client.get("/large.bin")).status == 404
             assert (await client.get("/large.bin")).status == 404
 
@@ -86,7 +86,7 @@ async def test_conditions(site):
     async with serving(site) as server, await server.connect() as client:
         answer = await client.get("/a.txt")
         tag, date = answer.headers["etag"], answer.headers["last-modified"]
-        modified = int(os.stat(site / "a.txt").st_mtime)
+        modified = int((site / "a.txt").stat().st_mtime)
         before, after = formatdate(modified - 1, usegmt=True), formatdate(modified + 9, usegmt=True)
         for header, status in (
             (f"If-None-Match: {tag}", 304),
@@ -143,7 +143,14 @@ async def test_ranges(site):
                 answer = await client.get(name, f"Range: {asked}")
                 assert answer.status == 416
                 assert answer.headers["content-range"] == f"bytes */{size}"
-            for asked in ("lines=1-2", "bytes=5-2", "bytes=a-b", "bytes=-", "bytes", "bytes=1-5,3-8"):
+            for asked in (
+                "lines=1-2",
+                "bytes=5-2",
+                "bytes=a-b",
+                "bytes=-",
+                "bytes",
+                "bytes=1-5,3-8",
+            ):
                 assert (await client.get(name, f"Range: {asked}")).body == content, asked
             many = "bytes=" + ",".join(f"{i}-{i}" for i in range(0, 100, 2))
             assert (await client.get(name, f"Range: {many}")).status == 200
@@ -179,7 +186,9 @@ async def test_encodings(site):
 
         async def got(accept):
             for _ in range(2):
-                answer = await client.get("/s.css", *([f"Accept-Encoding: {accept}"] * bool(accept)))
+                answer = await client.get(
+                    "/s.css", *([f"Accept-Encoding: {accept}"] * bool(accept))
+                )
             assert answer.headers["content-type"] == "text/css; charset=utf-8"
             return answer.text, answer.headers.get("content-encoding"), answer.headers.get("vary")
 
@@ -273,7 +282,7 @@ async def test_what_is_not_served(site, tmp_path):
             assert "secret" not in answer.text.replace("/secret", ""), name
         # a file that was served becomes a link to the outside
         assert (await client.get("/a.txt")).status == 200
-        os.unlink(site / "a.txt")
+        (site / "a.txt").unlink()
         (site / "a.txt").symlink_to(tmp_path / "secret.txt")
         assert (await client.get("/a.txt")).status == 403
     async with serving(site) as server, await server.connect() as client:
@@ -309,7 +318,7 @@ async def test_no_more_descriptors(site, caplog):
     async with serving(site) as server, await server.connect() as client:
         assert (await client.get("/0.txt")).status == 200
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        now = max(map(int, os.listdir("/proc/self/fd")))
+        now = max(map(int, os.listdir("/proc/self/fd")))  # noqa: PTH208
         held = []
         resource.setrlimit(resource.RLIMIT_NOFILE, (now + 8, hard))
         try:

@@ -261,7 +261,9 @@ async def test_body(site):
 
 async def test_body_that_will_not_be_taken(site):
     async with serving(site) as server:
-        head = b"PUT /a.txt HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n"
+        head = (
+            b"PUT /a.txt HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n"
+        )
         await refused(server, head, 405)
         head = head.replace(b"PUT", b"POST").replace(b": 5", b": 55555555")
         await refused(server, head, 413)
@@ -387,9 +389,12 @@ async def test_half_closed_clients_get_their_answers(site):
 # -- by property -------------------------------------------------------------------
 
 PIECES = st.sampled_from(
-    [b"GET ", b"POST ", b"/a.txt", b" HTTP/1.1", b" HTTP/1.0", b"\r\n", b"\r\n\r\n", b"\n", b"\r"]
-    + [b"Host: h\r\n", b"Content-Length: ", b"Transfer-Encoding: chunked\r\n", b"5", b"0\r\n\r\n"]
-    + [b"3\r\nabc\r\n", b"Connection: close\r\n", b"\0", b"\t", b" ", b":", b";", b"\xff", b"/../"]
+    (
+        *(b"GET ", b"POST ", b"/a.txt", b" HTTP/1.1", b" HTTP/1.0", b"\r\n", b"\r\n\r\n", b"\n"),
+        *(b"Host: h\r\n", b"Content-Length: ", b"Transfer-Encoding: chunked\r\n", b"5", b"\r"),
+        *(b"3\r\nabc\r\n", b"Connection: close\r\n", b"\0", b"\t", b" ", b":", b";", b"\xff"),
+        *(b"0\r\n\r\n", b"/../"),
+    )
 )
 
 

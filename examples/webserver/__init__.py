@@ -2,11 +2,12 @@
 
     python -m aiounify serve DIR
 
-One idea a file.  From the outside in: `options` the command line, `workers` the processes, `server`
-what one of them has, `connection` a client, `parsing` and `request` what it sends, `static`, `pages`,
-`listing` and `status` where answers come from, `answers` what they are, `conditions` and `mime`
-details of HTTP, `fetch` and `freshness` other servers, `logs` and `counts` what is written down.
-The caches are `aiounify.cache`.  docs/server.md tells how to use it and why it is as it is.
+One idea a file.  From the outside in: `options` the command line, `workers` the processes,
+`server` what one of them has, `connection` a client, `parsing` and `request` what it sends,
+`static`, `pages`, `listing` and `status` where answers come from, `answers` what they are,
+`conditions` and `mime` details of HTTP, `fetch` and `freshness` other servers, `logs` and
+`counts` what is written down. The caches are `aiounify.cache`.  docs/server.md tells how to use
+it and why it is as it is.
 """
 
 from __future__ import annotations

@@ -53,8 +53,8 @@ class Answer:
         "fd",
         "head",
         "held",
-        "length",
         "lasting",
+        "length",
         "pieces",
         "ready",
         "status",
@@ -156,7 +156,9 @@ def page(status: int, title: str, text: str, headers: Iterable[tuple[str, str]] 
 def error(status: int, why: str, headers: Iterable[tuple[str, str]] = ()) -> Answer:
     """An error, as a page; it is not to be kept by caches."""
     title = f"{status} {_REASONS.get(status, 'Unknown')}"
-    return page(status, title, why[:1].upper() + why[1:] + ".", [("Cache-Control", "no-store"), *headers])
+    return page(
+        status, title, why[:1].upper() + why[1:] + ".", [("Cache-Control", "no-store"), *headers]
+    )
 
 
 def redirect(location: str) -> Answer:

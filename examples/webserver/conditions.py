@@ -8,6 +8,7 @@ that second.
 
 from __future__ import annotations
 
+import itertools
 import re
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
@@ -100,7 +101,7 @@ def ranges(
         if begin < end:
             found.append((begin, end))
     in_order = sorted(found)
-    if any(a[1] > b[0] for a, b in zip(in_order, in_order[1:], strict=False)):
+    if any(a[1] > b[0] for a, b in itertools.pairwise(in_order)):
         return None
     return found
 

@@ -3,9 +3,9 @@
 Rules:
 
 * The way of a request that was answered before, byte for byte the same, has three steps and no
-  task: look the received bytes up, drain the file changes, write.  Draining comes after the bytes were
-  received, and that is what makes the answer accurate: the kernel queues a change before the system
-  call that makes it returns, so a request that was sent afterwards finds it in the queue.
+  task: look the received bytes up, drain the file changes, write.  Draining comes after the bytes
+  were received, and that is what makes the answer accurate: the kernel queues a change before the
+  system call that makes it returns, so a request that was sent afterwards finds it in the queue.
 * Everything else is answered by a task, one at a time for a connection.  What the client sends
   meanwhile stays in the buffer, and from a size on in the kernel.
 * There is no timer for each connection: once a second `check()` looks at all.
@@ -101,7 +101,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         server = self._server
-        server.connections.discard(self)
+        server.gone(self)
         count = server.clients.pop(self.client, 1) - 1
         if count:
             server.clients[self.client] = count
@@ -146,9 +146,8 @@ class Connection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         self._end_of_input = True
-        if self._task is None or self._transport.get_extra_info("sslcontext") is not None:
-            return False  # closed by the transport, when what was written is sent
-        return True
+        # if not, the transport closes itself when what was written is sent
+        return self._task is not None and self._transport.get_extra_info("sslcontext") is None
 
     def pause_writing(self) -> None:
         self._full = True
@@ -372,7 +371,11 @@ class Connection(asyncio.Protocol):
         assert answer.stream is not None
         chunked = request.version == "1.1"
         keep = keep and chunked
-        tail = answer.tail + b"\r\nTransfer-Encoding: chunked" * chunked + b"\r\nConnection: close" * (not keep)
+        tail = (
+            answer.tail
+            + b"\r\nTransfer-Encoding: chunked" * chunked
+            + b"\r\nConnection: close" * (not keep)
+        )
         self._transport.write(answer.head + self._server.date + tail + b"\r\n\r\n")
         if request.method == "HEAD":
             return keep

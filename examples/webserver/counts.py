@@ -1,10 +1,10 @@
 """What is counted, by each worker for itself and by all of them together.
 
 Each worker has a slot of its own in a piece of shared memory that the supervisor made, and writes
-its numbers there once a second and before anybody reads them.  So any worker can show the sums, without
-a lock: a reader may see a slot in the middle of being written, which makes a number a second old.
-A worker that takes the place of a dead one counts on from what that one had written: counters
-of Prometheus must not go back.
+its numbers there once a second and before anybody reads them.  So any worker can show the sums,
+without a lock: a reader may see a slot in the middle of being written, which makes a number a
+second old. A worker that takes the place of a dead one counts on from what that one had written:
+counters of Prometheus must not go back.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["BUCKETS", "Counts", "SLOT", "text"]
+__all__ = ["BUCKETS", "SLOT", "Counts", "text"]
 
 #: upper ends in seconds; what takes longer is in the last one
 BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
@@ -131,7 +131,10 @@ def text(total: Mapping[str, Any], loop: Mapping[str, Any], labels: str, generat
         ("_count", count),
     )
     metric(
-        "changes_generation", "gauge", "Changes of files this worker has seen.", (labels, generation)
+        "changes_generation",
+        "gauge",
+        "Changes of files this worker has seen.",
+        (labels, generation),
     )
     for name, about in (
         ("turns", "Turns of the loop."),

@@ -1,16 +1,18 @@
-"""Requests to other servers, for pages: connections are used again, answers kept while they are fresh.
+"""Requests to other servers, for pages: connections are used again, answers kept while they are
+fresh.
 
-asyncio's streams carry it and httptools reads the answers; freshness.py says how long they are good.
+asyncio's streams carry it and httptools reads the answers; freshness.py says how long they are
+good.
 
 Rules:
 
 * An answer is complete or an error.  Less than its Content-Length, a chunk that is missing, an
-  end in the header: FetchError.  More than it said: the answer stands, as a client cannot know whether
-  it is a second one, and the connection is not used again.
+  end in the header: FetchError.  More than it said: the answer stands, as a client cannot know
+  whether it is a second one, and the connection is not used again.
 * One deadline for all of it, from the look-up of the name on.  A connection whose request was
   given up is closed.
-* A connection that was kept may have been closed by the other side in the same moment.  Then, and only
-  if not a byte came, the request is sent again, once, on a new one: GET may be repeated.
+* A connection that was kept may have been closed by the other side in the same moment.  Then, and
+  only if not a byte came, the request is sent again, once, on a new one: GET may be repeated.
 * Redirections are answers; they are not followed.
 """
 

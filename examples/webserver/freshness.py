@@ -62,7 +62,9 @@ def lifetime(
     if not storable(status, headers):
         return 0.0
     said = _directives(headers)
-    if "no-cache" in said or ("cache-control" not in headers and headers.get("pragma") == "no-cache"):
+    if "no-cache" in said or (
+        "cache-control" not in headers and headers.get("pragma") == "no-cache"
+    ):
         return 0.0
     date = _date(headers.get("date", ""))
     for name in ("s-maxage", "max-age"):

@@ -104,9 +104,7 @@ def _quoted(text: str) -> str:
     """For between quotes in a line: nobody outside writes lines of his own into the log."""
     if text.isprintable() and '"' not in text and "\\" not in text:
         return text
-    return "".join(
-        c if c.isprintable() and c not in '"\\' else f"\\x{ord(c):02x}" for c in text
-    )
+    return "".join(c if c.isprintable() and c not in '"\\' else f"\\x{ord(c):02x}" for c in text)
 
 
 def said(request: Request) -> tuple[str, str]:

@@ -122,7 +122,11 @@ def parse(arguments: list[str], site: Path) -> Options:
     ):
         value = getattr(default, name.replace("-", "_"))
         add(
-            f"--{name}", type=kind, default=value, metavar="N", help=f"{text} (default: %(default)s)"
+            f"--{name}",
+            type=kind,
+            default=value,
+            metavar="N",
+            help=f"{text} (default: %(default)s)",
         )
     found = parser.parse_args(arguments)
     if found.root is None:

@@ -1,4 +1,5 @@
-"""Dynamic pages: coroutines in NAME.page.py that build a body, and are called as rarely as possible.
+"""Dynamic pages: coroutines in NAME.page.py that build a body, and are called as rarely as
+possible.
 
     # hello.page.py, served as /hello
     QUERY = ("name",)
@@ -92,7 +93,13 @@ class Page:
     """What a page's coroutine is given."""
 
     def __init__(
-        self, pages: Pages, building: Any, name: str, query: _Declared, headers: _Declared, depth: int
+        self,
+        pages: Pages,
+        building: Any,
+        name: str,
+        query: _Declared,
+        headers: _Declared,
+        depth: int,
     ) -> None:
         self._pages = pages
         self._building = building
@@ -156,17 +163,15 @@ class Page:
     ) -> Fetched:
         """The answer of another server, kept for as long as its headers allow.
 
-        The page is built anew when it expires; at once if it must not be kept.  `ttl` is for servers
-        that say nothing of it.  OSError, TimeoutError or FetchError if there is no answer;
-        an answer with another status than 200 is an answer.
+        The page is built anew when it expires; at once if it must not be kept.  `ttl` is for
+        servers that say nothing of it.  OSError, TimeoutError or FetchError if there is no
+        answer; one with another status than 200 is an answer.
         """
         found = await self._pages.client.get(url, headers or {}, ttl)
         self._building.expires_in(found.fresh_for())
         return found
 
-    async def value(
-        self, name: str, ttl: float, make: Callable[[], Any | Awaitable[Any]]
-    ) -> Any:
+    async def value(self, name: str, ttl: float, make: Callable[[], Any | Awaitable[Any]]) -> Any:
         """A value that is made when it is older than `ttl` seconds; shared by all pages."""
         value, left = await self._pages.value(name, ttl, make)
         self._building.expires_in(left)

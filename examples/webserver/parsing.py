@@ -130,9 +130,7 @@ def _frame(request: Request, options: Options) -> None:
         if request.length > options.body_limit:
             raise BadRequest(413, "the body is too long")
     said = {word.strip().lower() for word in request.header("connection").split(",")}
-    request.keep_alive = "close" not in said and (
-        request.version == "1.1" or "keep-alive" in said
-    )
+    request.keep_alive = "close" not in said and (request.version == "1.1" or "keep-alive" in said)
     expected = request.header("expect").lower()
     if expected and request.version == "1.1":
         if expected != "100-continue":

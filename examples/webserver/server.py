@@ -1,14 +1,16 @@
 """One worker: what its connections share, and the way from a request to an answer.
 
-The worker has one `Changes`, which watches the directory, and two caches on top of it.  `known` maps
-the bytes of requests to answers that were given; it is a shortcut and decides nothing.  An answer
-is given again only if the generation of the changes is the one at which it was known to be true, or if,
-after a change, everything it rests on is still valid and the names that were absent still are.
+The worker has one `Changes`, which watches the directory, and two caches on top of it.  `known`
+maps the bytes of requests to answers that were given; it is a shortcut and decides nothing.  An
+answer is given again only if the generation of the changes is the one at which it was known to be
+true, or if, after a change, everything it rests on is still valid and the names that were absent
+still are.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import ssl
@@ -21,9 +23,8 @@ from .counts import Counts
 from .listing import listing
 from .logs import AccessLog, Writer, said
 from .pages import Pages
-from .request import BadRequest
-from .static import NOT_THERE, PAGE, StaticFiles, is_private
 from .statfiles import StatFiles
+from .static import NOT_THERE, PAGE, StaticFiles, is_private
 
 if TYPE_CHECKING:
     import socket
@@ -73,7 +74,7 @@ class Server:
         self._server: asyncio.Server | None = None
         self._ticking: asyncio.TimerHandle | None = None
         self._told: dict[int, float] = {}  # errno: when it was logged
-        self._address = ""
+        self._last: asyncio.Event | None = None
 
     # -- life --------------------------------------------------------------------------
 
@@ -116,13 +117,10 @@ class Server:
             self._server.close()
         for connection in list(self.connections):
             connection.stop()
-        end = self.loop.time() + self.options.stop_timeout
-        while self.connections and self.loop.time() < end:
-            await asyncio.sleep(0.02)
+        await self._gone(self.options.stop_timeout)
         for connection in list(self.connections):
             connection.abort()
-        while self.connections:
-            await asyncio.sleep(0)
+        await self._gone(1.0)
         await self.pages.close()
         if self._ticking is not None:
             self._ticking.cancel()
@@ -132,6 +130,19 @@ class Server:
         self._files.close()
         if self.changes is not None:
             await self.changes.__aexit__(None, None, None)
+
+    async def _gone(self, timeout: float) -> None:
+        """Wait until the last connection is gone."""
+        if self.connections:
+            self._last = asyncio.Event()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._last.wait(), timeout)
+
+    def gone(self, connection: Connection) -> None:
+        """A connection has ended."""
+        self.connections.discard(connection)
+        if self._last is not None and not self.connections:
+            self._last.set()
 
     def _tick(self) -> None:
         self.now = self.loop.time()
@@ -272,5 +283,3 @@ class Server:
         if code in _FULL:
             return answers.error(503, "the server has too much to do", [("Retry-After", "1")])
         return answers.error(500, "the server could not read it")
-
-

@@ -1,8 +1,8 @@
 """Static files on loops that cannot await file changes: each is looked at for every request.
 
-For `--loop uvloop` and `--loop asyncio`, which are there to be compared with.  The interface is that
-of `aiounify.cache.FileCache`.  stat() cannot see a change within the resolution of the
-file system's clock, which is why a file that was changed a moment ago is not kept.
+For `--loop uvloop` and `--loop asyncio`, which are there to be compared with.  The interface is
+that of `aiounify.cache.FileCache`.  stat() cannot see a change within the resolution of the file
+system's clock, which is why a file that was changed a moment ago is not kept.
 """
 
 from __future__ import annotations

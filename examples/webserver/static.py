@@ -32,8 +32,11 @@ __all__ = ["NOT_THERE", "PAGE", "StaticFiles", "is_private"]
 _ENCODINGS = (("br", "br"), ("gzip", "gz"))
 # compressed already: nobody puts a .gz beside them, and two looks for each are spared
 _COMPRESSED = frozenset(
-    "7z avif br bz2 epub flac gif gz jpeg jpg m4a mp3 mp4 oga ogg ogv opus png webm webp woff woff2 "
-    "xz zip zst".split()
+    (
+        *("7z", "br", "bz2", "gz", "xz", "zip", "zst", "epub"),
+        *("avif", "gif", "jpeg", "jpg", "png", "webp", "woff", "woff2"),
+        *("flac", "m4a", "mp3", "mp4", "oga", "ogg", "ogv", "opus", "webm"),
+    )
 )
 PAGE = ".page.py"
 #: what an error of the file system has if there is no such file
@@ -81,7 +84,7 @@ class StaticFiles:
             for name, extension in _ENCODINGS:
                 other = f"{path}.{extension}"
                 full = f"{self._root}/{other}"
-                if not os.path.lexists(full):  # noqa: PTH110 - no object for each request
+                if not os.path.lexists(full):  # noqa: ASYNC240 - no thread for this
                     absent.append(full)
                     continue
                 varies = True

@@ -1,8 +1,8 @@
 """/_status and /_metrics: what the server does, for people and for Prometheus.
 
 The page is whole without JavaScript; with it, the parts that change are replaced once a second by
-what /_status/events sends.  Whichever worker a request falls to answers with the sums of all; what only
-one worker knows (its loop, its pages) says whose it is.
+what /_status/events sends.  Whichever worker a request falls to answers with the sums of all;
+what only one worker knows (its loop, its pages) says whose it is.
 
 The two names begin with "_", as no static file that is served does.
 """
@@ -38,7 +38,8 @@ _PAGE = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>aiounify: status</title>
 <style>
-:root { color-scheme: light dark; --line: #8886; --page: #2f6fde; --file: #3b8f4a; --other: #b4721c }
+:root { color-scheme: light dark; --line: #8886; --page: #2f6fde;
+  --file: #3b8f4a; --other: #b4721c }
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem }
 h1 { font-size: 1.4rem } h2 { font-size: 1.1rem; margin-top: 2rem }
 table { border-collapse: collapse } td, th { padding: .15rem 1.5rem .15rem 0; text-align: left }
@@ -167,7 +168,10 @@ def _parts(server: Server) -> str:
                     for name, value in loop.items()
                     if isinstance(value, (int, float))
                 ),
-                *((f"operation {kind}", n) for kind, n in sorted(loop.get("operations", {}).items())),
+                *(
+                    (f"operation {kind}", n)
+                    for kind, n in sorted(loop.get("operations", {}).items())
+                ),
             ],
         ),
     ]

@@ -5,11 +5,11 @@ Rules:
 * The supervisor makes the listening sockets, one for each worker, all on one port (SO_REUSEPORT),
   and keeps them.  A worker that is killed leaves the connections it had not accepted to the one
   that takes its place, and no connection is refused in between.
-* A worker is a program of its own, started anew and not forked: it inherits its socket, the memory of
-  the counters, and the reading end of a pipe.  When the supervisor is gone, however it went, the
-  pipe ends and the workers stop.
-* A worker that dies is replaced at once; one that dies within a second of its start is replaced after
-  a second, so that a broken installation does not turn into a storm.
+* A worker is a program of its own, started anew and not forked: it inherits its socket, the
+  memory of the counters, and the reading end of a pipe.  When the supervisor is gone, however it
+  went, the pipe ends and the workers stop.
+* A worker that dies is replaced at once; one that dies within a second of its start is replaced
+  after a second, so that a broken installation does not turn into a storm.
 * SIGTERM and SIGINT stop gracefully; a second one stops at once.  SIGHUP opens the log anew.
 """
 
@@ -157,7 +157,9 @@ async def _serve(
 class _Workers:
     """The processes, by number."""
 
-    def __init__(self, options: Options, socks: list[socket.socket], memory: int, store: Any) -> None:
+    def __init__(
+        self, options: Options, socks: list[socket.socket], memory: int, store: Any
+    ) -> None:
         self._options = options
         self._socks = socks
         self._memory = memory
@@ -187,7 +189,7 @@ class _Workers:
         self.running[number] = child, time.monotonic()
 
     def signal(self, number: int) -> None:
-        """Send a signal to all of them; they are not reaped yet, so the numbers are still theirs."""
+        """Send a signal to all; they are not reaped yet, so the numbers are still theirs."""
         for child, _ in self.running.values():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(child.pid, number)
@@ -202,8 +204,9 @@ class _Workers:
 
 
 async def _supervise(options: Options, first: socket.socket, port: int) -> int:
-    from aiounify import process
     from aiounify.cache import SharedStore
+
+    from aiounify import process
 
     socks = [first, *(_listening(options, port) for _ in range(options.workers - 1))]
     memory = os.memfd_create("aiounify-counts", os.MFD_CLOEXEC)
