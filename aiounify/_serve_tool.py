@@ -29,9 +29,11 @@ def load() -> ModuleType:
     """The package of the server; ModuleNotFoundError if it is not there."""
     if _NAME in sys.modules:
         return sys.modules[_NAME]
+    if importlib.util.find_spec(_NAME) is not None:
+        return importlib.import_module(_NAME)
     source = Path(__file__).parents[1] / "examples" / "webserver" / "__init__.py"
     if not source.exists():
-        return importlib.import_module(_NAME)
+        raise ModuleNotFoundError(f"neither {_NAME} nor {source} is there", name=_NAME)
     spec = importlib.util.spec_from_file_location(
         _NAME, source, submodule_search_locations=[str(source.parent)]
     )

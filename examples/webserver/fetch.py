@@ -89,6 +89,7 @@ class _Answer:
         self.parts: list[bytes] = []
         self.status = 0
         self.done = False
+        self.keep = False
         self.too_much = False
         self._limit = limit
         self._size = 0
@@ -124,6 +125,7 @@ class _Answer:
             self.status = 0
         else:
             self.done = True
+            self.keep = self.parser.should_keep_alive()  # it does not know afterwards
 
     def ends_with_connection(self) -> bool:
         """Whether its length is not said in it."""
@@ -169,7 +171,7 @@ class _Link:
                 if not answer.done:
                     raise FetchError(f"not an answer of HTTP: {exc}") from None
                 answer.too_much = True
-        return answer, answer.parser.should_keep_alive() and not answer.too_much
+        return answer, answer.keep and not answer.too_much
 
     def close(self) -> None:
         self.writer.close()

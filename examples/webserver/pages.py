@@ -321,7 +321,9 @@ class Pages:
     ) -> Page:
         query = _Declared("QUERY", _names(module, "QUERY"), request.parameters())
         names = tuple(n.lower() for n in _names(module, "HEADERS"))
-        headers = _Declared("HEADERS", names, {n: request.header(n) for n in names})
+        headers = _Declared(
+            "HEADERS", names, {n: request.header(n) for n in names if request.all(n)}
+        )
         return Page(self, building, name, query, headers, depth)
 
     async def _get(
