@@ -19,6 +19,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 import ssl
@@ -144,6 +145,7 @@ class _Link:
         self.writer = writer
         self.since = 0.0
         self.used = False
+        self._watching: asyncio.Task[bytes] | None = None
 
     async def ask(self, request: bytes, limit: int) -> tuple[_Answer, bool]:
         """Send a request and read its answer; whether the connection can be used again."""
@@ -173,8 +175,31 @@ class _Link:
                 answer.too_much = True
         return answer, answer.keep and not answer.too_much
 
+    def rest(self) -> None:
+        """Be kept: whatever the other side does now, saying something or ending, spoils it."""
+        self.used = True
+        self.since = time.monotonic()
+        self._watching = asyncio.get_running_loop().create_task(self.reader.read(1))
+
+    async def wake(self) -> bool:
+        """Be used again, if it was left alone."""
+        watching, self._watching = self._watching, None
+        if watching is None or watching.done() or time.monotonic() - self.since >= _IDLE:
+            _forget(watching)
+            return False
+        watching.cancel()
+        with contextlib.suppress(asyncio.CancelledError, OSError):
+            await watching
+        return watching.cancelled()
+
     def close(self) -> None:
+        _forget(self._watching)
         self.writer.close()
+
+
+def _forget(watching: asyncio.Task[bytes] | None) -> None:
+    if watching is not None and not watching.cancel() and not watching.cancelled():
+        watching.exception()  # that the connection was reset is no news
 
 
 class Client:
@@ -253,7 +278,7 @@ class Client:
         request = "\r\n".join([*lines, "", ""]).encode("latin-1", "replace")
         async with self._room.setdefault(origin, asyncio.Semaphore(_PER_ORIGIN)):
             while True:
-                link = self._take(origin) or await self._connect(host, port, secure)
+                link = await self._take(origin) or await self._connect(host, port, secure)
                 again = False
                 try:
                     answer, again = await link.ask(request, self._limit)
@@ -265,18 +290,16 @@ class Client:
                     if not again:
                         link.close()
                 if again:
-                    link.used = True
-                    link.since = time.monotonic()
+                    link.rest()
                     self._idle.setdefault(origin, []).append(link)
                 return answer
 
-    def _take(self, origin: tuple[str, str, int]) -> _Link | None:
+    async def _take(self, origin: tuple[str, str, int]) -> _Link | None:
         """A connection that was kept, if there is one that still stands."""
         links = self._idle.get(origin, [])
         while links:
             link = links.pop()
-            stands = not link.reader.at_eof() and not link.writer.is_closing()
-            if stands and time.monotonic() - link.since < _IDLE:
+            if await link.wake():
                 return link
             link.close()
         return None
@@ -288,8 +311,10 @@ class Client:
 
     async def close(self) -> None:
         """Close the connections that are kept."""
-        for links in self._idle.values():
-            for link in links:
-                link.close()
+        links = [link for kept in self._idle.values() for link in kept]
         self._idle.clear()
-        await asyncio.sleep(0)
+        for link in links:
+            link.close()
+        for link in links:
+            with contextlib.suppress(OSError):
+                await link.writer.wait_closed()
