@@ -129,7 +129,7 @@ async def serving(root, *, tick=1.0, **settings):
         await server.start(sock)
         yield Serving(server, sock.getsockname()[1])
     finally:
-        await server.stop()
+        await server.stop(10)
         await asyncio.get_running_loop().shutdown_default_executor()
 
 

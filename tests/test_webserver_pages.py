@@ -346,7 +346,7 @@ async def test_status(site):
         assert "pages built" in told["parts"]
         assert "<svg" in told["graphs"]
         await client.reader.readuntil(b"\n\n")
-        await server.server.stop()  # ends the stream as a whole
+        await server.server.stop(10)  # ends the stream as a whole
         rest = await asyncio.wait_for(client.reader.read(), 20)
         assert rest.endswith(b"0\r\n\r\n")
     async with serving(site, status=False) as server:

@@ -188,8 +188,13 @@ class _Link:
             _forget(watching)
             return False
         watching.cancel()
-        with contextlib.suppress(asyncio.CancelledError, OSError):
-            await watching
+        try:
+            await asyncio.wait([watching])
+        except asyncio.CancelledError:  # not the one of `watching`
+            self.close()
+            raise
+        if not watching.cancelled():
+            _forget(watching)
         return watching.cancelled()
 
     def close(self) -> None:

@@ -110,17 +110,19 @@ class Server:
         context.set_alpn_protocols(["http/1.1"])
         return context
 
-    async def stop(self) -> None:
-        """Stop listening, let what is in flight come to its end, then close everything."""
+    async def stop(self, patience: float) -> None:
+        """Stop listening, let what is in flight end within `patience` seconds, close all."""
         self.stopping = True
         if self._server is not None:
             self._server.close()
         for connection in list(self.connections):
             connection.stop()
-        await self._gone(self.options.stop_timeout)
+        await self._gone(patience)
         for connection in list(self.connections):
             connection.abort()
         await self._gone(1.0)
+        if self._files is None:
+            return  # it never started
         await self.pages.close()
         if self._ticking is not None:
             self._ticking.cancel()

@@ -52,7 +52,7 @@ svg .page rect { stroke: var(--page) } svg .file rect { stroke: var(--file) }
 svg text { font: 12px ui-monospace, monospace; fill: currentColor }
 #live { color: #888 }
 </style>
-<h1>aiounify <small id="live">@when@</small></h1>
+<h1>aiounify <small id="live">at @when@</small></h1>
 <div id="parts">@parts@</div>
 <h2>Pages of worker @worker@</h2>
 <div id="graphs">@graphs@</div>
@@ -60,7 +60,7 @@ svg text { font: 12px ui-monospace, monospace; fill: currentColor }
 const source = new EventSource("/_status/events");
 source.onmessage = (event) => {
   const told = JSON.parse(event.data);
-  document.getElementById("live").textContent = told.when;
+  document.getElementById("live").textContent = "live, " + told.when;
   document.getElementById("parts").innerHTML = told.parts;
   if (told.graphs !== undefined) document.getElementById("graphs").innerHTML = told.graphs;
 };
@@ -142,7 +142,7 @@ def _parts(server: Server) -> str:
     rate = f"{100 * total['hits'] / asked:.2f} %" if asked else "-"
     tables = [
         _table(
-            f"All {server.counts.workers} workers",
+            f"All workers ({server.counts.workers})",
             [
                 ("answers from memory", total["hits"]),
                 ("other answers", total["misses"]),

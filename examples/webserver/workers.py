@@ -56,9 +56,11 @@ def _listening(options: Options, port: int, backlog: int = 4096) -> socket.socke
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.bind((options.host, port))
         sock.listen(backlog)
-    except BaseException:
+    except OSError as exc:
         sock.close()
-        raise
+        raise OSError(
+            exc.errno, f"cannot listen at {_said(options, port)}: {exc.strerror}"
+        ) from None
     return sock
 
 
@@ -142,8 +144,9 @@ async def _serve(
         await stop.wait()
         if lifeline >= 0:
             loop.remove_reader(lifeline)
-        await server.stop()
+        await server.stop(options.stop_timeout)
     except asyncio.CancelledError:
+        await server.stop(0)
         return 1
     finally:
         for number in (*_STOP, signal.SIGHUP):
