@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import socket
 import struct
 
@@ -308,6 +309,7 @@ async def test_slow_clients_are_dropped(site):
 
 
 async def test_clients_that_take_nothing_are_dropped(site):
+    os.truncate(site / "large.bin", 100_000_000)  # more than the buffers of both sides
     async with serving(site, send_timeout=0.2, build_timeout=0.2, tick=0.02) as server:
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1)
         writer.write(GET.replace("a.txt", "large.bin").encode() + b"\r\n")
