@@ -113,6 +113,9 @@ BAD_CHUNKS = {
     "overflow": b"ffffffffffffffff\r\nabc\r\n",
     "too large": b"ffffff\r\nabc\r\n",
     "bad trailer": b"3\r\nabc\r\n0\r\nno colon\r\n\r\n",
+    "space before the extension": b"3 ;x\r\nabc\r\n0\r\n\r\n",
+    "length as trailer": b"3\r\nabc\r\n0\r\nContent-Length: 3\r\n\r\n",
+    "coding as trailer": b"3\r\nabc\r\n0\r\nTransfer-Encoding: chunked\r\n\r\n",
     "endless size": b"3;" + b"a" * 300,
 }
 
