@@ -195,7 +195,7 @@ async def test_pipelined(site):
     async with serving(site) as server, await server.connect() as client:
         request = GET.encode() + b"\r\n"
         missing = b"GET /missing HTTP/1.1\r\nHost: h\r\n\r\n"
-        post = CHUNKED.encode() + b"5;x=y\r\nhello\r\n1\r\n!\r\n0\r\nTrailer: 1\r\n\r\n"
+        post = CHUNKED.encode() + b"5;x=y\r\nhello\r\n1\r\n!\r\n0\r\nSum: 1\r\n\r\n"
         head = request.replace(b"GET", b"HEAD")
         large = request.replace(b"a.txt", b"large.bin")
         for data in (request, missing, post, head, large, request) * 5:
