@@ -75,17 +75,26 @@ class Segment:
             _named.add(self)
 
     @classmethod
-    def make(cls, kind: int, size: int, init: Callable[[mmap.mmap], None]) -> Segment:
+    def make(
+        cls, kind: int, size: int, init: Callable[[mmap.mmap], None], reserve: int | None = None
+    ) -> Segment:
         fd = os.memfd_create("aiounify", os.MFD_CLOEXEC)
         try:
-            _fill(fd, kind, size, init)
+            _fill(fd, kind, size, init, reserve)
             return cls(fd, None)
         except BaseException:
             os.close(fd)
             raise
 
     @classmethod
-    def open(cls, name: str, kind: int, size: int, init: Callable[[mmap.mmap], None]) -> Segment:
+    def open(
+        cls,
+        name: str,
+        kind: int,
+        size: int,
+        init: Callable[[mmap.mmap], None],
+        reserve: int | None = None,
+    ) -> Segment:
         """The named one, made if nobody uses it."""
         path = _path(name)
         while True:
@@ -94,7 +103,7 @@ class Segment:
             except FileNotFoundError:
                 fd = os.open(FOLDER, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
                 try:
-                    _fill(fd, kind, size, init)
+                    _fill(fd, kind, size, init, reserve)
                     lock = _lock(fd)
                 except BaseException:
                     os.close(fd)
@@ -175,8 +184,12 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
-def _fill(fd: int, kind: int, size: int, init: Callable[[mmap.mmap], None]) -> None:
+def _fill(
+    fd: int, kind: int, size: int, init: Callable[[mmap.mmap], None], reserve: int | None
+) -> None:
     os.ftruncate(fd, size)
+    # Where there is no memory left a store to the mapping is a SIGBUS; this says ENOSPC.
+    os.posix_fallocate(fd, 0, size if reserve is None else reserve)
     with mmap.mmap(fd, size) as memory:
         _HEADER.pack_into(memory, 0, _MAGIC, _VERSION, kind, size)
         init(memory)
@@ -210,13 +223,17 @@ class Shared:
     _words: tuple[Word, ...]
 
     def _make(
-        self, name: str | None, size: int, init: Callable[[mmap.mmap], None] = lambda _: None
+        self,
+        name: str | None,
+        size: int,
+        init: Callable[[mmap.mmap], None] = lambda _: None,
+        reserve: int | None = None,
     ) -> None:
         total = HEADER + size
         if name is None:
-            self._segment = Segment.make(self._KIND, total, init)
+            self._segment = Segment.make(self._KIND, total, init, reserve)
         else:
-            self._segment = Segment.open(name, self._KIND, total, init)
+            self._segment = Segment.open(name, self._KIND, total, init, reserve)
         self._map(self._segment.memory)
 
     def _map(self, memory: mmap.mmap) -> None:
