@@ -327,7 +327,7 @@ async def test_status(site):
     write(site / "_t.txt", "one")
     page(site, "inner", "return await page.text('_t.txt')")
     page(site, "p", "return await page.page('/inner')")
-    async with serving(site) as server, await server.connect() as client:
+    async with serving(site, tick=0.05) as server, await server.connect() as client:
         await client.get("/p")
         answer = await client.get("/_status")
         assert answer.status == 200
@@ -356,7 +356,7 @@ async def test_status(site):
 
 async def test_a_reader_of_events_that_goes(site):
     site.mkdir()
-    async with serving(site) as server:
+    async with serving(site, tick=0.05) as server:
         async with await server.connect() as client:
             client.writer.write(b"GET /_status/events HTTP/1.0\r\nHost: h\r\n\r\n")
             assert b"Connection: close" in await client.reader.readuntil(b"\r\n\r\n")

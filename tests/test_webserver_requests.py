@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import socket
 import struct
 
@@ -112,6 +113,9 @@ BAD_CHUNKS = {
     "overflow": b"ffffffffffffffff\r\nabc\r\n",
     "too large": b"ffffff\r\nabc\r\n",
     "bad trailer": b"3\r\nabc\r\n0\r\nno colon\r\n\r\n",
+    "space before the extension": b"3 ;x\r\nabc\r\n0\r\n\r\n",
+    "length as trailer": b"3\r\nabc\r\n0\r\nContent-Length: 3\r\n\r\n",
+    "coding as trailer": b"3\r\nabc\r\n0\r\nTransfer-Encoding: chunked\r\n\r\n",
     "endless size": b"3;" + b"a" * 300,
 }
 
@@ -191,7 +195,7 @@ async def test_pipelined(site):
     async with serving(site) as server, await server.connect() as client:
         request = GET.encode() + b"\r\n"
         missing = b"GET /missing HTTP/1.1\r\nHost: h\r\n\r\n"
-        post = CHUNKED.encode() + b"5;x=y\r\nhello\r\n1\r\n!\r\n0\r\nTrailer: 1\r\n\r\n"
+        post = CHUNKED.encode() + b"5;x=y\r\nhello\r\n1\r\n!\r\n0\r\nSum: 1\r\n\r\n"
         head = request.replace(b"GET", b"HEAD")
         large = request.replace(b"a.txt", b"large.bin")
         for data in (request, missing, post, head, large, request) * 5:
@@ -308,6 +312,7 @@ async def test_slow_clients_are_dropped(site):
 
 
 async def test_clients_that_take_nothing_are_dropped(site):
+    os.truncate(site / "large.bin", 100_000_000)  # more than the buffers of both sides
     async with serving(site, send_timeout=0.2, build_timeout=0.2, tick=0.02) as server:
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1)
         writer.write(GET.replace("a.txt", "large.bin").encode() + b"\r\n")

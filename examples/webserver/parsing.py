@@ -28,9 +28,11 @@ __all__ = ["ChunkedBody", "HeadParser", "SizedBody"]
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _LINE = re.compile(rb"(" + _TOKEN + rb") ([\x21-\x7e\x80-\xff]+) HTTP/(\d)\.(\d)\r\n")
 _FIELDS = re.compile(rb"(?:" + _TOKEN + rb":[\t\x20-\x7e\x80-\xff]*\r\n)*\r\n")
-_TRAILER = re.compile(_TOKEN + rb":[\t\x20-\x7e\x80-\xff]*")
+_TRAILER = re.compile(rb"(" + _TOKEN + rb"):[\t\x20-\x7e\x80-\xff]*")
 _HOST = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+\])(?::\d{0,5})?")
-_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,12})(?:[\t ]*;[\t\x20-\x7e\x80-\xff]*)?")
+_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,12})(?:;[\t\x20-\x7e\x80-\xff]*)?")
+# RFC 9110, 6.5.1: who merges trailers into the header must not get these from there
+_NO_TRAILERS = frozenset((b"content-length", b"host", b"trailer", b"transfer-encoding"))
 _CHUNK_LINE = 256  # longest size line, with its extensions, which nobody uses
 
 
@@ -129,7 +131,7 @@ def _frame(request: Request, options: Options) -> None:
         request.length = int(lengths[0])
         if request.length > options.body_limit:
             raise BadRequest(413, "the body is too long")
-    said = {word.strip().lower() for word in request.header("connection").split(",")}
+    said = {word.strip("\t ").lower() for word in request.header("connection").split(",")}
     request.keep_alive = "close" not in said and (request.version == "1.1" or "keep-alive" in said)
     expected = request.header("expect").lower()
     if expected and request.version == "1.1":
@@ -191,7 +193,8 @@ class ChunkedBody:
                 if self._trailers:
                     if not line:
                         return True
-                    if _TRAILER.fullmatch(line) is None:
+                    found = _TRAILER.fullmatch(line)
+                    if found is None or found[1].lower() in _NO_TRAILERS:
                         raise BadRequest(400, "not a trailer")
                 else:
                     self._chunk(line)

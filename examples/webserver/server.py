@@ -74,6 +74,7 @@ class Server:
         self._server: asyncio.Server | None = None
         self._ticking: asyncio.TimerHandle | None = None
         self._told: dict[int, float] = {}  # errno: when it was logged
+        self._stops = asyncio.Event()
         self._last: asyncio.Event | None = None
 
     # -- life --------------------------------------------------------------------------
@@ -113,6 +114,7 @@ class Server:
     async def stop(self, patience: float) -> None:
         """Stop listening, let what is in flight end within `patience` seconds, close all."""
         self.stopping = True
+        self._stops.set()
         if self._server is not None:
             self._server.close()
         for connection in list(self.connections):
@@ -132,6 +134,11 @@ class Server:
         self._files.close()
         if self.changes is not None:
             await self.changes.__aexit__(None, None, None)
+
+    async def pause(self) -> None:
+        """Wait for a tick, or for the server to stop."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stops.wait(), self.tick)
 
     async def _gone(self, timeout: float) -> None:
         """Wait until the last connection is gone."""

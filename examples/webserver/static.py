@@ -79,6 +79,8 @@ class StaticFiles:
         files = self._files
         file = files.hit(path) or await files.open(path)
         chosen, encoding, absent, varies = file, "", [], False
+        basis = [file]  # and the others that were compared with it
+        lasting = True
         if path.rpartition(".")[2].lower() not in _COMPRESSED:
             accepted: set[str] | None = None
             for name, extension in _ENCODINGS:
@@ -96,26 +98,29 @@ class StaticFiles:
                 try:
                     found = files.hit(other) or await files.open(other)
                 except OSError:
+                    lasting = False  # nobody would tell that it can be read now
                     continue
                 finally:
                     file.release()
+                basis.append(found)
                 if found.mtime_ns >= file.mtime_ns:
                     chosen, encoding = found, name
-        return self._from(request, path, file, chosen, encoding, tuple(absent), varies)
+        answer = self._from(request, path, chosen, encoding, tuple(basis), tuple(absent), varies)
+        answer.lasting = answer.lasting and lasting
+        return answer
 
     def _from(
         self,
         request: Request,
         path: str,
-        file: Any,
         chosen: Any,
         encoding: str,
+        basis: tuple[Any, ...],
         absent: tuple[str, ...],
         varies: bool,
     ) -> Answer:
         modified = chosen.mtime_ns // 1_000_000_000
         etag = chosen.etag
-        basis = (file,) if chosen is file else (file, chosen)
         kind = mime.of(path)
         headers = [
             ("Last-Modified", formatdate(modified, usegmt=True)),

@@ -9,7 +9,6 @@ The two names begin with "_", as no static file that is served does.
 
 from __future__ import annotations
 
-import asyncio
 import html
 import json
 import os
@@ -101,7 +100,7 @@ async def answer(server: Server, request: Request) -> Answer | None:
 
 
 async def _events(server: Server) -> AsyncGenerator[bytes, None]:
-    """What has changed, once a second, until the server stops or the client goes."""
+    """What has changed, with each tick, until the server stops or the client goes."""
     graphs = ""
     while not server.stopping:
         server.publish()
@@ -110,10 +109,7 @@ async def _events(server: Server) -> AsyncGenerator[bytes, None]:
         if now != graphs:
             told["graphs"] = graphs = now
         yield f"data: {json.dumps(told)}\n\n".encode()
-        for _ in range(10):  # the stop of the server is seen soon
-            if server.stopping:
-                break
-            await asyncio.sleep(0.1)
+        await server.pause()
 
 
 def _when() -> str:
