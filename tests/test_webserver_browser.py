@@ -62,7 +62,7 @@ async def test_status_is_live(site):
         labels = await page.value(
             "[...document.querySelectorAll('#graphs svg text')].map(t => t.textContent)"
         )
-        for name in ("front.page.py", "_parts/head.txt", "news.txt"):
+        for name in ("/front", "/list", "_parts/head.txt", "news.txt", "1 h"):
             assert any(name in label for label in labels), (name, labels)
         assert await page.value("document.querySelectorAll('#graphs svg path').length") >= 4
         boxes = await page.value(

@@ -31,8 +31,14 @@ _PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
-<style>body {{ font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem }}
-td {{ padding-right: 2rem }} td + td {{ text-align: right; color: #666 }}</style>
+<style>:root {{ color-scheme: light dark }}
+body {{ font: 16px/1.6 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem;
+padding: 0 1rem }}
+h1 {{ font-size: 1.4rem; overflow-wrap: anywhere }} a {{ text-decoration: none }}
+a:hover {{ text-decoration: underline }} table {{ border-collapse: collapse; width: 100% }}
+td {{ border-top: 1px solid #8883; padding: .1rem 0; overflow-wrap: anywhere }}
+td + td {{ color: #777; font-variant-numeric: tabular-nums; padding-left: 2rem;
+text-align: right; white-space: nowrap }} td:first-child {{ width: 100% }}</style>
 <h1>{title}</h1>
 <table>
 {rows}

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import answers, counts
 from .answers import Answer
+from .static import PAGE
 from .svg import Node, drawing
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ _PAGE = """<!doctype html>
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem }
 h1 { font-size: 1.4rem } h2 { font-size: 1.1rem; margin-top: 2rem }
 table { border-collapse: collapse } td, th { padding: .15rem 1.5rem .15rem 0; text-align: left }
+th { font-weight: normal; color: #777 }
 td:last-child { text-align: right; font-variant-numeric: tabular-nums }
 .bar { display: inline-block; height: .7em; background: var(--page); min-width: 1px }
 .sides { display: flex; flex-wrap: wrap; gap: 0 4rem }
@@ -156,7 +158,7 @@ def _parts(server: Server) -> str:
         _table(
             f"Worker {server.worker}",
             [
-                ("process", os.getpid()),
+                ("process", str(os.getpid())),
                 ("backend", loop.get("backend", server.options.loop)),
                 ("changes seen", server.drain()),
                 *(
@@ -182,15 +184,21 @@ def _parts(server: Server) -> str:
     return f'<div class="sides">{"".join(tables)}</div>{_histogram(total)}'
 
 
+def _time(seconds: float) -> str:
+    """As people say it: 0.1 ms, 30 s, 2 h."""
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min"), (1, "s")):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds * 1000:g} ms"
+
+
 def _histogram(total: dict[str, Any]) -> str:
     most = max(total["histogram"]) or 1
     rows = []
     for end, n in zip((*counts.BUCKETS, None), total["histogram"], strict=True):
-        name = "more" if end is None else f"{end * 1000:g} ms"
-        rows.append(
-            f"<tr><th scope=row>{name}<td>"
-            f'<span class="bar" style="width:{20 * n / most:.2f}rem"></span><td>{n:,}'
-        )
+        name = "longer" if end is None else f"up to {_time(end)}"
+        bar = f'<span class="bar" style="width:{20 * n / most:.2f}rem"></span>' if n else ""
+        rows.append(f"<tr><th scope=row>{name}<td>{bar}<td>{n:,}")
     return f"<h2>From request to answer</h2><table>{''.join(rows)}</table>"
 
 
@@ -212,6 +220,16 @@ def _graphs(server: Server) -> str:
 def _node(found: Any, root: str) -> Node | None:
     if found is None:
         return None
-    name = str(found.name).replace(root + "/", "")
+    kind, name = str(found.kind), str(found.name)
+    if kind == "time":
+        name = _time(float(name.removesuffix(" s")))
+    elif kind == "page":
+        what, *more = name.split("\n")
+        if what == "list":
+            name = f"/{more[0]}"
+        else:
+            name = " ".join([f"/{what.removesuffix(PAGE)}", *filter(None, more)])
+    else:
+        name = name.replace(root + "/", "")
     children = [_node(child, root) for child in found.children]
-    return Node(name, str(found.kind), [child for child in children if child is not None])
+    return Node(name, kind, [child for child in children if child is not None])

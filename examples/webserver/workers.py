@@ -207,9 +207,8 @@ class _Workers:
 
 
 async def _supervise(options: Options, first: socket.socket, port: int) -> int:
-    from aiounify.cache import SharedStore
-
     from aiounify import process
+    from aiounify.cache import SharedStore
 
     socks = [first, *(_listening(options, port) for _ in range(options.workers - 1))]
     memory = os.memfd_create("aiounify-counts", os.MFD_CLOEXEC)
