@@ -48,7 +48,6 @@ class Answer:
         "absent",
         "basis",
         "body",
-        "checked",
         "close",
         "fd",
         "head",
@@ -80,8 +79,6 @@ class Answer:
         self.absent = absent
         #: may be given again while it is true
         self.lasting = bool(basis)
-        #: has to be asked whether it is valid even if nothing changed
-        self.checked = not all(held.watched for held in basis)
         #: by (with body, value of Connection): see Ready
         self.ready: dict[tuple[bool, str], Ready] = {}
         self.fd = -1
@@ -108,6 +105,11 @@ class Answer:
         return b"".join((self.tail, extra, b"\r\n\r\n", self.body if body else b""))
 
     @property
+    def watched(self) -> bool:
+        """Whether it is valid for as long as nothing changes; else it has to be asked."""
+        return all(held.watched for held in self.basis)
+
+    @property
     def valid(self) -> bool:
         """Whether all that it rests on still is what it was; looks at names that were absent."""
         for held in self.basis:
@@ -126,7 +128,7 @@ class Ready:
         #: the generation of the changes at which it was known to be true
         self.generation = -1
         #: asked even if nothing changed: what expires, or cannot be watched
-        self.check: Held | None = None
+        self.check: Answer | None = None
         self.date = b""
         self.rest = answer.rest(body, connection)
         self.whole = b""

@@ -420,7 +420,6 @@ class Pages:
                 )
                 answer.from_file(entry, entry.fd, [(entry.offset, entry.offset + entry.size)])
             entry.ready[names] = answer
-        answer.checked = True  # it may expire
         answer.lasting = lasting
         return answer
 

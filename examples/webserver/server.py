@@ -188,7 +188,7 @@ class Server:
         if not answer.valid:
             return
         ready.generation = generation
-        ready.check = answer if answer.checked else None
+        ready.check = None if answer.watched else answer
         if len(self.known) >= _KNOWN:
             del self.known[next(iter(self.known))]
         said_of_it = said(request) if self.log is not None else ("", "")
@@ -199,9 +199,11 @@ class Server:
         generation = self.drain()
         if generation == ready.generation:
             return ready.check is None or ready.check.valid
-        if not ready.answer.valid:
+        answer = ready.answer
+        if not answer.valid:
             return False
         ready.generation = generation
+        ready.check = None if answer.watched else answer
         return True
 
     def forget(self, raw: bytes) -> None:
