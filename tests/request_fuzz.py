@@ -252,6 +252,16 @@ def check(server, stream, cuts=(), valid=False):
     return found
 
 
+def check_pieces(server, stream, cuts):
+    """The same stream whole and in pieces; Fault if that makes a difference.  The answers."""
+    whole = check(server, stream)
+    found = check(server, stream, cuts)
+    # who expects "100 Continue" is answered by what has arrived by then
+    if b"xpect" not in stream and [one.status for one in found] != [one.status for one in whole]:
+        raise FaultError(f"{found} for pieces, {whole} for the whole")
+    return found
+
+
 # -- streams --------------------------------------------------------------------------
 
 SMUGGLED = b"GET /hidden.txt HTTP/1.1\r\nHost: h\r\n\r\n"
