@@ -57,7 +57,7 @@ class Known:
 
     __slots__ = ("ready", "request", "said")
 
-    def __init__(self, request: Request, ready: Ready, said: str) -> None:
+    def __init__(self, request: Request, ready: Ready, said: tuple[str, str]) -> None:
         self.request = request
         self.ready = ready
         self.said = said  # what the access log says of it
@@ -344,8 +344,9 @@ class Connection(asyncio.Protocol):
         """Send a piece of a file; False, with the connection gone, if there is less of it."""
         server = self._server
         if server.sends_files:
+            file: Any = _File(fd)
             sent = await server.loop.sendfile(
-                self._transport, _File(fd), begin, end - begin, fallback=False
+                self._transport, file, begin, end - begin, fallback=False
             )
         else:
             sent = 0
