@@ -95,7 +95,11 @@ class Connection(asyncio.Protocol):
         server.connections.add(self)
         server.counts.connections += 1
         count = server.clients[self.client] = server.clients.get(self.client, 0) + 1
-        if count > server.options.connections_per_client:
+        if server.stopping:  # accepted before, and told only now
+            self._idle = False
+            self._ending = True
+            transport.close()
+        elif count > server.options.connections_per_client:
             self._idle = False
             self._refuse(BadRequest(503, "too many connections from this address"))
 

@@ -142,6 +142,7 @@ async def _serve(
         if listens is not None:
             listens()
         await stop.wait()
+        _log.info("worker %d stops", server.worker)
         if lifeline >= 0:
             loop.remove_reader(lifeline)
         await server.stop(options.stop_timeout)
