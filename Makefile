@@ -37,6 +37,7 @@ lint: $(VENV)/.linters build ## ruff, mypy --strict, and the stubs against the c
 	$(bin)/ruff check .
 	$(bin)/ruff format --check .
 	$(python) -m mypy --strict aiounify
+	MYPYPATH=examples $(python) -m mypy --strict -p webserver
 	$(python) -m mypy.stubtest --allowlist .ci/stubtest-allowlist $(stubbed)
 
 conformance: build ## the interpreter's own asyncio tests on this loop, compared with asyncio's

@@ -88,6 +88,12 @@ class Program:
         return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+def wait_for(path):
+    """Wait until there is something of that name; in vain until the test's time is over."""
+    while not path.exists():
+        time.sleep(0.01)
+
+
 @pytest.fixture
 def site(tmp_path):
     root = tmp_path / "site"
@@ -100,7 +106,13 @@ def site(tmp_path):
     )
     write(
         root / "slow.page.py",
-        "import asyncio\nasync def page(page):\n    await asyncio.sleep(1)\n    return 'slow'\n",
+        "import asyncio, pathlib\n"
+        f"folder = pathlib.Path({str(tmp_path)!r})\n"
+        "async def page(page):\n"
+        "    (folder / 'begun').touch()\n"
+        "    while not (folder / 'go').exists():\n"
+        "        await asyncio.sleep(0.01)\n"
+        "    return 'slow'\n",
     )
     return root
 
@@ -114,17 +126,15 @@ def test_one_worker_stops_gracefully(backend, site, tmp_path):
         busy = socket.create_connection(("127.0.0.1", program.port), 40)
         with idle, busy:
             busy.sendall(b"GET /slow HTTP/1.1\r\nHost: h\r\n\r\n")
-            time.sleep(0.3)
+            wait_for(tmp_path / "begun")
             log.rename(tmp_path / "old")
             program.process.send_signal(signal.SIGHUP)
-            while not log.exists():
-                time.sleep(0.01)
+            wait_for(log)
             program.process.send_signal(signal.SIGTERM)
             assert idle.recv(100) == b""
             with pytest.raises(ConnectionRefusedError):
-                while True:
-                    socket.create_connection(("127.0.0.1", program.port), 40).close()
-                    time.sleep(0.01)
+                socket.create_connection(("127.0.0.1", program.port), 40)
+            (tmp_path / "go").touch()
             answer = b""
             while data := busy.recv(65536):
                 answer += data
@@ -136,16 +146,14 @@ def test_one_worker_stops_gracefully(backend, site, tmp_path):
         assert '"GET /slow HTTP/1.1" 200 4 ' in log.read_text()
 
 
-def test_interrupted_twice(backend, site):
+def test_interrupted_twice(backend, site, tmp_path):
     with Program(backend, site) as program:
         busy = socket.create_connection(("127.0.0.1", program.port), 40)
         with busy:
             busy.sendall(b"GET /slow HTTP/1.1\r\nHost: h\r\n\r\n")
-            time.sleep(0.3)
+            wait_for(tmp_path / "begun")
             program.process.send_signal(signal.SIGINT)
-            with contextlib.suppress(ConnectionRefusedError):
-                while True:
-                    socket.create_connection(("127.0.0.1", program.port), 40).close()
+            program.until("worker 0 stops")
             program.process.send_signal(signal.SIGINT)
             assert program.rest() == 1
             assert "Traceback" not in program.text

@@ -344,8 +344,9 @@ cdef class Tree(Source):
 
     def _pull(self):
         """Read whatever the kernel has queued right now."""
-        if self.inotify is not None:
-            self.inotify.pull()
+        cdef Inotify inotify = self.inotify  # a reference: the end of the last tree lets go of it
+        if inotify is not None:
+            inotify.pull()
 
     def __len__(self):
         return len(self.queue)

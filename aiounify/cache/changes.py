@@ -91,6 +91,10 @@ class Changes:
             except OSError as exc:
                 # the limits, mostly: what is served stays right, and is slower
                 _log.warning("%s is not watched: %s; it is looked at for each lookup", root, exc)
+        if self.shared is not None:
+            # What changed before this worker watched may be known to nobody, or to one that has
+            # not told it yet: what the store has is looked at once.
+            self._doubt()
         return self
 
     async def __aexit__(
@@ -190,6 +194,7 @@ class Changes:
                         names.add(path)
                         if kind & _ENTRIES:
                             names.add(path[: path.rfind("/") + 1])
+                            doubt = doubt or _has_other_names(path)
             if one.reason is not None:
                 self._gone(root)
                 doubt = True
@@ -274,6 +279,15 @@ class Changes:
         if known is None:
             known = self._remote[device] = _remote(device)
         return known
+
+
+def _has_other_names(path: str) -> bool:
+    """Whether a file has several names: the kernel does not tell the others of a new one."""
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return False
+    return found.st_nlink > 1 and stat.S_ISREG(found.st_mode)
 
 
 def _nothing() -> None:

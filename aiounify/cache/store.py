@@ -182,6 +182,9 @@ class SharedStore(Shared):
         """Give the memory up; the last user's close removes it.  Closing twice is allowed."""
         if self._segment.fd >= 0:
             self._slots.release()
+            if self._row >= 0 and self._row_of(self._row) == (os.getpid(), _own_start()):
+                at = _PINS + self._row * PIN_ROW
+                self._memory[at : at + PIN_ROW] = bytes(PIN_ROW)
         super().close()
 
     def unlink(self) -> None:

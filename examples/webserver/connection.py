@@ -57,7 +57,7 @@ class Known:
 
     __slots__ = ("ready", "request", "said")
 
-    def __init__(self, request: Request, ready: Ready, said: str) -> None:
+    def __init__(self, request: Request, ready: Ready, said: tuple[str, str]) -> None:
         self.request = request
         self.ready = ready
         self.said = said  # what the access log says of it
@@ -95,7 +95,11 @@ class Connection(asyncio.Protocol):
         server.connections.add(self)
         server.counts.connections += 1
         count = server.clients[self.client] = server.clients.get(self.client, 0) + 1
-        if count > server.options.connections_per_client:
+        if server.stopping:  # accepted before, and told only now
+            self._idle = False
+            self._ending = True
+            transport.close()
+        elif count > server.options.connections_per_client:
             self._idle = False
             self._refuse(BadRequest(503, "too many connections from this address"))
 
@@ -344,8 +348,9 @@ class Connection(asyncio.Protocol):
         """Send a piece of a file; False, with the connection gone, if there is less of it."""
         server = self._server
         if server.sends_files:
+            file: Any = _File(fd)
             sent = await server.loop.sendfile(
-                self._transport, _File(fd), begin, end - begin, fallback=False
+                self._transport, file, begin, end - begin, fallback=False
             )
         else:
             sent = 0

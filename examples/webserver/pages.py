@@ -469,7 +469,8 @@ def _body(entry: Any) -> bytes:
 
 def _result(result: Any) -> tuple[bytes, dict[str, str]]:
     """What a page returned: a body; body and headers; or status, body and headers."""
-    status, headers = 200, {}
+    status = 200
+    headers: Mapping[str, object] = {}
     if isinstance(result, tuple):
         if len(result) == 3:
             status, result, headers = result

@@ -28,6 +28,7 @@ from .static import NOT_THERE, PAGE, StaticFiles, is_private
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Callable
 
     from .answers import Answer, Ready
     from .options import Options
@@ -68,6 +69,8 @@ class Server:
         self.now = self.idle_deadline = 0.0
         self.date = b""
         self.changes: Any = None
+        #: the generation of the changes: `Changes.drain`, or where there are none, 0
+        self.drain: Callable[[], int] = int
         self.pages: Pages
         self.static: StaticFiles
         self._files: Any = None
@@ -174,10 +177,6 @@ class Server:
             self.log.writer.reopen()
 
     # -- what is remembered ------------------------------------------------------------
-
-    def drain(self) -> int:
-        """The generation of the changes; replaced by that of `Changes` if there is one."""
-        return 0
 
     def remember(self, request: Request, ready: Ready) -> None:
         """Answer the same request by the same bytes, as long as they are true."""

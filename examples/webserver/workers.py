@@ -101,7 +101,7 @@ def run(options: Options) -> int:
         if options.workers > 1:
             return aiounify.run(
                 _supervise(options, sock, port),
-                loop_factory=_factory(options),  # type: ignore[arg-type]
+                loop_factory=_factory(options),
             )
 
         def listens() -> None:
@@ -142,6 +142,7 @@ async def _serve(
         if listens is not None:
             listens()
         await stop.wait()
+        _log.info("worker %d stops", server.worker)
         if lifeline >= 0:
             loop.remove_reader(lifeline)
         await server.stop(options.stop_timeout)
@@ -175,17 +176,18 @@ class _Workers:
         import subprocess
 
         settings = dataclasses.asdict(self._options)
+        sock = self._socks[number].fileno()
         told = {
             "options": {k: str(v) if isinstance(v, Path) else v for k, v in settings.items()},
             "worker": number,
-            "sock": self._socks[number].fileno(),
+            "sock": sock,
             "memory": self._memory,
             "lifeline": self._alive_end,
             "store": self._store.name if self._store is not None else None,
         }
         child = subprocess.Popen(
             [sys.executable, "-m", "aiounify", "serve", "--worker", json.dumps(told)],
-            pass_fds=[told["sock"], self._memory, self._alive_end],
+            pass_fds=[sock, self._memory, self._alive_end],
             # Ctrl-C comes to the supervisor alone, and the worker gets one signal, not two
             process_group=0,
         )

@@ -2,9 +2,10 @@
 
 import string
 import time
+from typing import Any
 
 
-async def framed(page, title, main):
+async def framed(page: Any, title: str, main: str) -> str:
     """The whole page: the layout is a dependency of whoever calls this."""
     layout = string.Template(await page.text("/_parts/layout.html"))
     footer = f"Built at {time.strftime('%H:%M:%S')}, and not again until something it used changes."
