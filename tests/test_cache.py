@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import logging
 import os
 import threading
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from aiounify.cache import Changes, FileCache, PageCache
+from aiounify.cache import Changes, Entry, FileCache, PageCache
 
 BIG = os.urandom(70_000)
 LIMIT = Path("/proc/sys/fs/inotify/max_queued_events")
@@ -179,6 +180,8 @@ async def test_links_are_followed_and_each_is_a_dependency(root):
         (root / "first").unlink()
         (root / "first").symlink_to("first")
         assert await pages.get("link", "first") == b"ELOOP"
+        pages.changes.drain()
+        assert pages.cache.hit("link") is None  # what would mend it is not known
 
 
 async def test_outside_of_the_roots_is_looked_at_each_time(root, tmp_path):
@@ -242,6 +245,19 @@ async def test_listing_and_stat_are_dependencies(root):
         assert built == ["names", "size", "size", "names"]
         (root / "a").unlink()
         assert await both() == (b"b d sub", b"None")
+
+
+async def test_the_state_of_a_directory_changes_with_its_entries(root):
+    async with Changes([root]) as changes:
+        cache = PageCache(changes)
+
+        async def build(building):
+            return str((await building.stat(root / "sub")).st_nlink).encode(), {}
+
+        assert (await cache.get("sub", build)).body == b"2"
+        (root / "sub" / "deeper").mkdir()
+        changes.drain()
+        assert cache.hit("sub") is None
 
 
 async def test_pages_in_pages(root):
@@ -430,8 +446,29 @@ async def test_a_large_body_stays_as_long_as_somebody_holds_it(root):
         assert await pages.get("big", "a") == b"small"
         assert not entry.valid
         assert os.pread(entry.fd, entry.size, entry.offset) == BIG
-        entry.release()
-        assert entry.fd == -1
+        fd = entry.fd
+        del entry
+        assert os.fstat(fd).st_size == len(BIG)  # whoever sends it need not have a reference
+        for one in gc.get_objects():
+            if isinstance(one, Entry) and one.key == "big" and one.fd == fd:
+                one.release()
+        del one
+        with pytest.raises(OSError, match="descriptor"):
+            os.fstat(fd)
+
+
+async def test_who_waited_for_a_page_has_its_body_although_it_was_pushed_out(root):
+    async with Changes([root]) as changes:
+        cache = PageCache(changes, limit_bytes=1)
+
+        async def build(building):
+            await asyncio.sleep(0)
+            return BIG, {}
+
+        entries = await asyncio.gather(*(cache.get(str(i % 3), build) for i in range(9)))
+        assert len(cache.keys()) == 1
+        for entry in entries:
+            assert os.pread(entry.fd, entry.size, entry.offset) == BIG
 
 
 async def test_the_limit(root):

@@ -60,15 +60,23 @@ class Basis:
         self.steady = True
 
     def add(self, kind: str, path: str) -> Trace:
-        """Depend on a path as it is now; to be called before it is opened."""
+        """Depend on a path as it is now; to be called before it is opened.
+
+        OSError if it cannot be followed.  What would have to change is not known then, and
+        whatever is made of that holds for nobody else.
+        """
         changes = self._changes
-        found = trace(changes, kind, path)
-        while True:
-            seen = changes.seen(found.names)
-            again = trace(changes, kind, path)
-            if again.names == found.names:
-                break
-            found = again
+        try:
+            found = trace(changes, kind, path)
+            while True:
+                seen = changes.seen(found.names)
+                again = trace(changes, kind, path)
+                if again.names == found.names:
+                    break
+                found = again
+        except OSError:
+            self.expire(0.0)
+            raise
         self._take(again, seen)
         return again
 

@@ -12,7 +12,9 @@ Rules:
 * An error reaches those who wait, and nothing of it is kept.
 * A page that contains another one depends on all that the other one depends on.
 * Small bodies are bytes of the process' own.  Large ones are in a memfd, or in the store, for
-  sendfile(2); whoever sends one holds it (`acquire`), and its place is not used again before.
+  sendfile(2).  A body is where it is until the last reference to its entry goes, or the last
+  `release()` of those who send it; a waiter for a building may see its entry only after another
+  one has pushed it out of the cache.
 """
 
 from __future__ import annotations
@@ -73,6 +75,7 @@ class Entry:
     __slots__ = (
         "_basis",
         "_closes",
+        "_held",
         "_kept",
         "_users",
         "body",
@@ -95,7 +98,8 @@ class Entry:
         #: for what others make from it; it lasts as long as the entry does
         self.ready: dict[object, object] = {}
         self._basis = basis
-        self._users = 1
+        self._users = 0
+        self._held: Entry | None = None  # itself, while somebody sends it
         self._closes = False
         self._kept: Kept | None = None
 
@@ -113,14 +117,15 @@ class Entry:
         return self._basis.steady
 
     def acquire(self) -> None:
-        """Keep the body where it is."""
+        """Keep the body where it is, as does each reference to the entry."""
         self._users += 1
+        self._held = self
 
     def release(self) -> None:
         """Let go of the body."""
         self._users -= 1
         if not self._users:
-            self._end()
+            self._held = None
 
     def _end(self) -> None:
         kept, self._kept = self._kept, None
@@ -378,7 +383,7 @@ class PageCache:
                 now = time.monotonic()
                 if now - self._told >= _TOLD_AGAIN:
                     self._told = now
-                    _log.warning("%r is not shared with other workers: %s", entry.key, exc)
+                    _log.warning("%r is not shared with other workers: %s", entry.key, str(exc))
             else:
                 if len(body) > _SMALL and kept is not None:
                     entry.size = len(body)
@@ -421,7 +426,6 @@ class PageCache:
         entry = self._entries.pop(key, None)
         if entry is not None:
             self._bytes -= entry.size
-            entry.release()
 
     def keys(self) -> list[str]:
         """The keys of what is kept here, the one asked for last at the end."""

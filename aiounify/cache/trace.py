@@ -4,7 +4,8 @@ A name is an absolute path without links in front of its last part.  `/site/a/b`
 link to `c`, leads through `/site/a`, `/site/c` and `/site/c/b`: a change of any of these may change
 what the path means, and no other change does.  The names above a root are not looked at.
 
-A listing depends on the directory's entries too: its name with a slash behind it.
+A listing, and the state of a directory, depend on the directory's entries too: its name with a
+slash behind it.
 """
 
 from __future__ import annotations
@@ -101,7 +102,7 @@ def trace(changes: Changes, kind: str, path: str) -> Trace:
         return Trace(kind, path, at, tuple(names), None, changes.watches(names, None), True)
     if found is None:
         found = os.lstat(at)
-    if kind == "names":
+    if kind == "names" or (kind == "stat" and stat.S_ISDIR(found.st_mode)):
         names.append(f"{at.rstrip('/')}/")
     elif not names:
         names.append(at)  # a root, whose own changes are not told
