@@ -194,7 +194,7 @@ def load(number, port, known, requests):
 
 def main(backend, workers, requests, changes):
     known = Known()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as errors:
         site = Path(folder) / "site"
         values, away = site / "v", site / "_away"
         values.mkdir(parents=True)
@@ -208,6 +208,7 @@ def main(backend, workers, requests, changes):
                 *("--backend", backend, "--workers", str(workers)),
             ],
             stdout=subprocess.PIPE,
+            stderr=errors,
         )
         loaders = []
         try:
@@ -272,6 +273,10 @@ def main(backend, workers, requests, changes):
             server.send_signal(signal.SIGTERM)
             status = server.wait(60)
             server.stdout.close()
+            errors.seek(0)
+            for line in errors.read().decode().splitlines():
+                if " INFO " not in line:
+                    print(line, file=sys.stderr)
         if status:
             raise SystemExit(f"the server ended with {status}")
 
