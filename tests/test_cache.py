@@ -1,4 +1,4 @@
-"""aiounify.cache in one process: what depends on a change is gone after drain(), and nothing else."""
+"""aiounify.cache in one process: after drain() what depends on a change is gone, and only that."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 from aiounify.cache import Changes, Entry, FileCache, PageCache
 
 BIG = os.urandom(70_000)
-LIMIT = Path("/proc/sys/fs/inotify/max_queued_events")
+LIMIT = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
 
 
 @pytest.fixture
@@ -529,7 +529,7 @@ async def test_changes_are_taken_between_requests(root):
         before = pages.changes.generation
         (root / "a").write_text("new")
         async with asyncio.timeout(20):
-            while pages.changes.generation == before:
+            while pages.changes.generation == before:  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
         assert pages.cache.hit("a") is None
 
@@ -542,7 +542,7 @@ async def test_a_root_that_went_is_watched_again_when_it_is_back(root, monkeypat
         assert await pages.get("a", "a") == b"ENOENT"
         (root.parent / "away").rename(root)
         async with asyncio.timeout(20):
-            while not pages.changes._watches:
+            while not pages.changes._watches:  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
         assert await pages.get("a", "a") == b"A"
         assert pages.cache.hit("a").watched
@@ -584,12 +584,11 @@ async def test_lost_events_make_everything_be_looked_at(root):
         await pages.get("b", "b")
         await asyncio.sleep(0.05)
         entry = pages.cache.hit("b")
-        limit = int(LIMIT.read_text())
-        if limit > 20_000:
+        if LIMIT > 20_000:
             pytest.skip("a queue of that length takes too long to fill")
 
         def fill():
-            for i in range(limit // 2 + 100):
+            for i in range(LIMIT // 2 + 100):
                 os.utime(root / ("a" if i % 2 else "sub/c"))
                 os.utime(root / ("a" if i % 3 else "b"))
             (root / "b").write_text("lost")
@@ -700,9 +699,11 @@ def test_other_loops_are_refused(root):
         async with Changes([root]):
             pass
 
-    with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
-        with pytest.raises(RuntimeError, match="aiounify"):
-            runner.run(enter())
+    with (
+        asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner,
+        pytest.raises(RuntimeError, match="aiounify"),
+    ):
+        runner.run(enter())
 
 
 async def test_a_root_has_to_be_a_directory(root):

@@ -31,7 +31,9 @@ used = st.lists(st.tuples(st.sampled_from(("file", "names")), name), max_size=3)
 def answer(kind, path):
     """What a page says of a path, by asking the file system."""
     try:
-        return path.read_bytes() if kind == "file" else " ".join(sorted(os.listdir(path))).encode()
+        if kind == "file":
+            return path.read_bytes()
+        return " ".join(sorted(one.name for one in path.iterdir())).encode()
     except OSError as exc:
         return said(exc)
 
@@ -52,7 +54,7 @@ def leads_through(root, kind, path, links=0):
             if links == 45:
                 return names
             rest = path.relative_to(at)
-            return names + leads_through(root, kind, at.parent / os.readlink(at) / rest, links + 1)
+            return names + leads_through(root, kind, at.parent / at.readlink() / rest, links + 1)
     return [*names, f"{path}/"] if kind == "names" else names
 
 

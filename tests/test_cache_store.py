@@ -1,4 +1,4 @@
-"""SharedStore: two workers in one process, other processes, and what happens when they are killed."""
+"""SharedStore: two workers in one process, other processes, and those that are killed."""
 
 from __future__ import annotations
 
@@ -277,3 +277,11 @@ def test_workers_are_killed(start, backend, run_program):
     done = run_program("cache_stress", backend, seconds, start, timeout=seconds + 100, check=False)
     assert done.returncode == 0, done.stderr
     assert "kills" in done.stdout
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_no_answer_is_old(workers, backend, run_program):
+    changes = 2000 if os.environ.get("AIOUNIFY_STRESS") else 100
+    done = run_program("cache_fresh", backend, workers, changes, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "0 stale" in done.stdout

@@ -1,4 +1,4 @@
-"""Workers share a store and are killed at random, while files change.  BACKEND SECONDS START [SEED].
+"""Workers share a store and are killed, while files change.  BACKEND SECONDS START [SEED].
 
 Checked: no body is anything but what the page was built from; no answer is older than the last
 change that ended before it was asked for; nobody waits for a dead builder; whatever was killed,
@@ -80,8 +80,7 @@ async def work(store, root, state, seed, progress):
                 entry = cache.hit(str(key)) or await cache.get(str(key), outer(key, name))
                 found = number_of(name, await copy(entry))
                 assert found >= known, f"{name}: {found} is stale, {known} was written"
-                with progress.get_lock():
-                    progress.value += 1
+                progress.value += 1  # may lose some: a lock would be lost with who is killed
                 await asyncio.sleep(0)
 
         await asyncio.gather(*(ask() for _ in range(4)))
@@ -114,7 +113,7 @@ def main():
     for i in range(FILES):
         put(root, state, f"f{i}", 0)
     store = SharedStore(None, 1 << 20)  # so small that much is given up
-    progress = context.Value("Q", 0)
+    progress = context.Value("Q", 0, lock=False)
     numbers, kills = [0] * FILES, 0
 
     def begin():
