@@ -13,7 +13,7 @@ sources := setup.py $(wildcard aiounify/_core/*.pyx aiounify/_core/*.pxd aiounif
 	aiounify/bench/*.pyx aiounify/_kernel*_build.py)
 stubbed := $(subst /,.,$(basename $(wildcard aiounify/*.pyi aiounify/*/*.pyi)))
 
-.PHONY: help run test build lint conformance sanitize bench bench-report dist clean FORCE
+.PHONY: help run serve test build lint conformance sanitize bench bench-report dist clean FORCE
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -25,6 +25,9 @@ help: ## list the targets
 run: build ## set everything up and run examples/tour.py
 	@$(python) examples/tour.py
 
+serve: $(VENV)/.server build ## set everything up and serve a small site on port 8080 (ARGS: see --help)
+	@$(python) -m aiounify serve $(ARGS)
+
 test: build ## set everything up and run all tests, on both backends
 	@$(python) -m pytest $(ARGS)
 
@@ -34,6 +37,7 @@ lint: $(VENV)/.linters build ## ruff, mypy --strict, and the stubs against the c
 	$(bin)/ruff check .
 	$(bin)/ruff format --check .
 	$(python) -m mypy --strict aiounify
+	MYPYPATH=examples $(python) -m mypy --strict -p webserver
 	$(python) -m mypy.stubtest --allowlist .ci/stubtest-allowlist $(stubbed)
 
 conformance: build ## the interpreter's own asyncio tests on this loop, compared with asyncio's
@@ -97,6 +101,11 @@ $(VENV)/.linters: pyproject.toml $(VENV)/.installed
 $(VENV)/.peers: pyproject.toml $(VENV)/.installed
 	@$(requirements) bench > $(VENV)/requirements-bench.txt
 	@$(pip) install -r $(VENV)/requirements-bench.txt
+	@touch $@
+
+$(VENV)/.server: pyproject.toml $(VENV)/.installed
+	@$(requirements) server > $(VENV)/requirements-server.txt
+	@$(pip) install -r $(VENV)/requirements-server.txt
 	@touch $@
 
 $(VENV)/.builder: $(VENV)/.installed

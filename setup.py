@@ -1,11 +1,11 @@
-"""Builds the native modules; everything else about the package is in pyproject.toml."""
+"""Builds the native modules and names the packages; all else is in pyproject.toml."""
 
 import os
 import re
 from pathlib import Path
 
 from Cython.Build import cythonize
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 
 CFLAGS = ["-O3", "-fno-semantic-interposition", "-Wall", "-Wno-unused-function"]
 if sanitizers := os.environ.get("AIOUNIFY_SANITIZE"):  # "address,undefined": see .ci/sanitize
@@ -48,6 +48,9 @@ extensions = [
 ]
 
 setup(
+    # the web server is an example, and comes along so that `python -m aiounify serve` has it
+    packages=[*find_packages(include=["aiounify*"]), "aiounify._webserver"],
+    package_dir={"aiounify._webserver": "examples/webserver"},
     ext_modules=cythonize(extensions, language_level=3),
     cffi_modules=[
         f"{path}:ffibuilder" for path in sorted(Path("aiounify").glob("_kernel*_build.py"))

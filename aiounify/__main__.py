@@ -29,6 +29,7 @@ usage: python -m aiounify                        show what this kernel offers th
        python -m aiounify -m MODULE [ARG ...]    run a module with the loop installed
        python -m aiounify bench [ARG ...]        compare event loops (bench --help)
        python -m aiounify watch PATH [...]       show what changes, run a command (watch --help)
+       python -m aiounify serve [DIR] [...]      serve a directory over HTTP (serve --help)
        python -m aiounify --version
        python -m aiounify --help
 
@@ -38,6 +39,8 @@ asyncio.new_event_loop(), unless it asks for another one itself.
 environment:
   AIOUNIFY_BACKEND   auto (default), uring or epoll
 """
+
+COMMANDS = ("bench", "watch", "serve")
 
 
 def install() -> None:
@@ -230,7 +233,7 @@ def _names_a_program(arguments: list[str]) -> bool:
     if first == "-m":
         return len(arguments) > 1
     # Not pathlib, whose "" is the current directory.
-    return first not in ("bench", "watch") and not first.startswith("-") and os.path.exists(first)  # noqa: PTH110
+    return first not in COMMANDS and not first.startswith("-") and os.path.exists(first)  # noqa: PTH110
 
 
 def _answer(arguments: list[str]) -> int:
@@ -253,11 +256,16 @@ def _answer(arguments: list[str]) -> int:
         from aiounify import _watch_tool
 
         return _watch_tool.main(arguments[1:])
+    if first == "serve":
+        from aiounify import _serve_tool
+
+        return _serve_tool.main(arguments[1:])
     if first == "-m":
         return _refuse("-m needs the name of a module")
     if first.startswith("-"):
         return _refuse(f"unknown option {first}")
-    return _refuse(f"{first!r} is neither a file nor a command (the commands are: bench, watch)")
+    commands = ", ".join(COMMANDS)
+    return _refuse(f"{first!r} is neither a file nor a command (the commands are: {commands})")
 
 
 def _refuse(why: str) -> int:

@@ -88,7 +88,7 @@ def test_help():
         (["-m"], "-m needs the name of a module"),
         (
             ["frobnicate"],
-            "'frobnicate' is neither a file nor a command (the commands are: bench, watch)",
+            "'frobnicate' is neither a file nor a command (the commands are: bench, watch, serve)",
         ),
     ],
 )

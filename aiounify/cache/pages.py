@@ -291,7 +291,9 @@ class PageCache:
                 return known
             asked = time.monotonic()
             task = self._making.get(key)
-            if task is None:
+            # One that is done and still here has its callback ahead: awaiting it would not
+            # suspend, and what it made is known not to be true any more.
+            if task is None or task.done():
                 task = asyncio.get_running_loop().create_task(self._make(key, build, chain))
                 self._making[key] = task
                 task.add_done_callback(lambda task: self._made(key, task))
@@ -305,7 +307,8 @@ class PageCache:
         return other in waiting or any(self._waits_for(one, other) for one in waiting)
 
     def _made(self, key: str, task: asyncio.Task[tuple[Entry, float]]) -> None:
-        del self._making[key]
+        if self._making.get(key) is task:
+            del self._making[key]
         if not task.cancelled():
             task.exception()  # told to those who wait, if any do
 
