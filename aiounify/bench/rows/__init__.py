@@ -27,6 +27,7 @@ from aiounify.bench.rows import (
     threads,
     timers,
     watch,
+    webserver,
 )
 from aiounify.bench.rows.base import (
     HttpRow,
@@ -83,6 +84,7 @@ _ALL: tuple[Row, ...] = (
     *http.ROWS,
     *kvstore.ROWS,
     *proxy.ROWS,
+    *webserver.ROWS,
 )
 
 # Of the many echo rows, those of which a change in the loop is seen first.
@@ -104,7 +106,7 @@ _ECHO = (
 # Of groups that compare libraries rather than loops, or need many processes or patience.
 _OTHERS = (
     *("watch-burst", "futex-pingpong", "file-page-x64", "file-4k-x64"),
-    *("kvstore-set", "proxy-1m"),
+    *("kvstore-set", "proxy-1m", "web-1k", "web-page"),
 )
 
 #: What is measured without a name.
