@@ -482,6 +482,7 @@ def test_every_block_of_the_readme_is_known():
     assert COMMANDS == [
         "make run",
         "make test",
+        "make serve",
         "pip install .",
         "python -m aiounify",
         "python -m aiounify program.py argument",
@@ -526,7 +527,7 @@ def test_readme_python_commands(tmp_path, command):
 def test_readme_make_and_pip():
     """These make virtual environments, which .ci/run does; here: the targets exist."""
     targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    assert {"run", "test"} <= set(targets)
+    assert {"run", "test", "serve"} <= set(targets)
     assert (ROOT / "pyproject.toml").exists()
 
 
