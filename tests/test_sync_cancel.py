@@ -8,7 +8,7 @@ import asyncio
 
 import pytest
 from conftest import NO_URING
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import aiounify
@@ -223,6 +223,11 @@ def test_cancelled_waiters(case, near, monkeypatch):
     monkeypatch.setattr(aiounify.EventLoop, "_futexes_near", near)
 
     @given(PLAN, st.sampled_from(BACKENDS))
+    @example(
+        # A wait for two words, one of which has a result that nobody has taken yet.
+        [(0, False), (3, False), (0, False), (0, False), (1, True), (1, True)],
+        "epoll",
+    )
     @settings(max_examples=12, deadline=None)
     def check(plan, backend):
         aiounify.run(case(plan), loop_factory=lambda: aiounify.new_event_loop(backend))

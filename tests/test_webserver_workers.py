@@ -32,8 +32,18 @@ def environment(backend="auto", **more):
 class Program:
     """`python -m aiounify serve` that runs; its lines."""
 
-    def __init__(self, backend, *arguments, port=0):
-        command = [sys.executable, "-W", "error", "-m", "aiounify", "serve", "--port", str(port)]
+    def __init__(self, backend, *arguments, port=0, before=()):
+        command = [
+            *before,
+            sys.executable,
+            "-W",
+            "error",
+            "-m",
+            "aiounify",
+            "serve",
+            "--port",
+            str(port),
+        ]
         self.process = subprocess.Popen(
             [*command, *map(str, arguments)],
             env=environment(backend),
@@ -217,6 +227,56 @@ def test_workers_share_and_are_replaced(backend, site):
         assert "Traceback" not in program.text
         store = f"aiounify-serve-{program.process.pid}"
         assert not [p for p in Path("/dev/shm").iterdir() if store in p.name]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts are root's")
+@pytest.mark.parametrize("size", ["64k", "2m"])
+def test_shared_memory_is_full(backend, site, size):
+    """No room for the store itself, or none for what is built: served, and said once."""
+    write(site / "large.page.py", "async def page(page):\n    return 'x' * 1_500_000\n")
+    script = f'mount -t tmpfs -o size={size} tmpfs /dev/shm; exec "$@"'
+    mount = ["unshare", "-m", "sh", "-c", script, "sh"]
+    if subprocess.run([*mount, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("no mounts here")
+    with Program(backend, site, "--workers", 2, before=mount) as program:
+        program.until(r"^worker \d+ .*|no shared store", 1 if size == "64k" else 0)
+        for _ in range(6):
+            assert program.get("/large") == (200, "x" * 1_500_000)
+            assert program.get("/p")[0] == 200
+        write(site / "_t.txt", "two")
+        for _ in range(6):
+            assert program.get("/p")[1].endswith(" two")
+        assert len(program.children()) == 2
+        program.process.terminate()
+        assert program.rest() == 0
+    told = "no shared store" if size == "64k" else "is not shared with other workers"
+    assert 1 <= program.text.count(told) <= 2  # of each worker that built it
+    assert "Traceback" not in program.text
+
+
+def test_no_descriptors_left_to_accept(backend, site):
+    """What waits is accepted when there are some again; nobody is told wrongly, nothing ends."""
+    limit = ["sh", "-c", 'ulimit -n 64; exec "$@"', "sh"]
+    with Program(backend, site, before=limit) as program, contextlib.ExitStack() as stack:
+        held = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", program.port), 40))
+            for _ in range(80)
+        ]
+        request = b"GET /a.txt HTTP/1.1\r\nHost: h\r\n\r\n"
+        program.until("(?i)out of file descriptors|too many open files|EMFILE")
+        for sock in held[:10]:
+            sock.close()
+        for sock in held[10:]:
+            sock.sendall(request)
+        for sock in held[10:40]:
+            # 503 where the file could not be opened
+            assert sock.recv(65536).startswith((b"HTTP/1.1 200 ", b"HTTP/1.1 503 "))
+        for sock in held[10:]:
+            sock.close()
+        assert program.get("/a.txt") == (200, "content of a\n")
+        program.process.terminate()
+        assert program.rest() == 0
+    assert program.text.lower().count("descriptors") + program.text.count("open files") <= 3
 
 
 def test_workers_end_with_their_supervisor(backend, site):

@@ -755,8 +755,8 @@ cdef class LoopFutexes(Watched):
                     return True
         for id, found in list(self.by_id.items()):
             op = <FutexWait>found
-            if op.done or op.future.done() or not op.mask & mask:
-                continue
+            if op.done or op.future.done() or not op.mask & mask or id not in op.groups:
+                continue  # of several words, leave() has taken this one out already
             i = op.groups[id][1]
             if (op.first if op.vector == NULL
                     else <uint32_t *><uintptr_t>op.vector[i].uaddr) != word:

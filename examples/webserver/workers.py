@@ -216,7 +216,12 @@ async def _supervise(options: Options, first: socket.socket, port: int) -> int:
     memory = os.memfd_create("aiounify-counts", os.MFD_CLOEXEC)
     os.ftruncate(memory, SLOT * options.workers)
     loop = asyncio.get_running_loop()
-    store = SharedStore.create(f"aiounify-serve-{os.getpid()}", options.store_size)
+    store: SharedStore | None = None
+    try:
+        store = SharedStore.create(f"aiounify-serve-{os.getpid()}", options.store_size)
+    except OSError as exc:
+        # /dev/shm is full, or not there: what is served is as true, and built more often
+        _log.warning("each worker keeps its own pages: no shared store: %s", exc)
     workers = _Workers(options, socks, memory, store)
     stopping = asyncio.Event()
     tasks: set[asyncio.Task[None]] = set()
@@ -260,8 +265,9 @@ async def _supervise(options: Options, first: socket.socket, port: int) -> int:
             task.cancel()
         workers.signal(signal.SIGTERM)
         workers.close()
-        store.close()
-        store.unlink()
+        if store is not None:
+            store.close()
+            store.unlink()
         for number in (*_STOP, signal.SIGHUP):
             loop.remove_signal_handler(number)
     return 0
@@ -280,7 +286,7 @@ def worker_main(text: str) -> int:
     from aiounify.cache import SharedStore
 
     with _logging(), asyncio.Runner(loop_factory=_factory(options)) as runner:
-        store = SharedStore.attach(told["store"])
+        store = SharedStore.attach(told["store"]) if told["store"] is not None else None
         try:
             return runner.run(
                 _serve(
@@ -293,4 +299,5 @@ def worker_main(text: str) -> int:
                 )
             )
         finally:
-            store.close()
+            if store is not None:
+                store.close()
