@@ -263,7 +263,7 @@ def test_no_descriptors_left_to_accept(backend, site):
             for _ in range(80)
         ]
         request = b"GET /a.txt HTTP/1.1\r\nHost: h\r\n\r\n"
-        program.until("(?i)out of file descriptors|too many open files|EMFILE")
+        program.until("socket.accept")
         for sock in held[:10]:
             sock.close()
         for sock in held[10:]:
@@ -276,7 +276,7 @@ def test_no_descriptors_left_to_accept(backend, site):
         assert program.get("/a.txt") == (200, "content of a\n")
         program.process.terminate()
         assert program.rest() == 0
-    assert program.text.lower().count("descriptors") + program.text.count("open files") <= 3
+    assert program.text.count("socket.accept") == 1
 
 
 def test_workers_end_with_their_supervisor(backend, site):
