@@ -298,7 +298,8 @@ class PageCache:
                 self._making[key] = task
                 task.add_done_callback(lambda task: self._made(key, task))
             entry, began = await asyncio.shield(task)
-            if began >= asked or self._entries.get(key) is entry:
+            # What was begun before is good only if it holds now: publishing it may have taken long.
+            if began >= asked or entry.valid:
                 return entry
 
     def _waits_for(self, key: str, other: str) -> bool:
