@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import importlib
 import json
 import logging
 import mmap
@@ -73,9 +74,8 @@ def _factory(options: Options) -> Callable[[], asyncio.AbstractEventLoop]:
     if options.loop == "aiounify":
         return lambda: aiounify.new_event_loop(options.backend)
     if options.loop == "uvloop":
-        import uvloop
-
-        made: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+        made: Callable[[], asyncio.AbstractEventLoop]
+        made = importlib.import_module("uvloop").new_event_loop  # it need not be there
         return made
     return asyncio.SelectorEventLoop
 
