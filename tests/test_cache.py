@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from aiounify.cache import Changes, Entry, FileCache, PageCache
+from aiounify.cache.basis import Basis
 
 BIG = os.urandom(70_000)
 LIMIT = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
@@ -710,3 +711,19 @@ async def test_a_root_has_to_be_a_directory(root):
     with pytest.raises(NotADirectoryError):
         async with Changes([root / "a"]):
             pass
+
+
+async def test_the_same_state_at_two_generations_is_kept_twice(tmp_path):
+    """A page that was read before a change, in one that was read after it, within one tick."""
+    path = tmp_path / "a"
+    path.write_text("x")
+    async with Changes([tmp_path]) as changes:
+        inner, outer = Basis(changes), Basis(changes)
+        state = inner.add("file", str(path))
+        (tmp_path / "a").touch()
+        changes.drain()
+        outer._take(state, changes.seen(state.names))  # as if the touch had left the same times
+        outer.join(inner)
+        outer.join(inner)
+        assert len(outer._traces) == 2
+        assert not outer.holds()

@@ -90,8 +90,11 @@ class Basis:
         """Depend on everything that another one depends on."""
         if other._epoch != self._epoch:
             self._epoch = -1
+        # The same state at another generation is another dependency: a file may have been changed
+        # in between within one tick of the clock that stamps it.
+        known = list(zip(self._traces, self._seen, strict=True))
         for found, seen in zip(other._traces, other._seen, strict=True):
-            if found not in self._traces:
+            if (found, seen) not in known:
                 self._take(found, seen)
         self.expire(other.expires)
         for dependency in other.own:
