@@ -244,3 +244,114 @@ async def test_readers_of_its_descriptor_are_refused():
     with pytest.raises(RuntimeError, match="is used by transport"):
         loop.add_reader(fd, print)
     await ended(client)
+
+
+# -- a protocol that pauses reading -------------------------------------------------------
+
+
+class Pausing(Echo):
+    """Pauses after each `every` datagrams."""
+
+    every = 3
+
+    def datagram_received(self, data, addr):
+        super().datagram_received(data, addr)
+        if len(self.received) % self.every == 0:
+            self.transport.pause_reading()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+async def test_nothing_is_lost_or_reordered_while_paused(host):
+    transport, server = await endpoint(Pausing, local_addr=(host, 0))
+    name = transport.get_extra_info("sockname")
+    clients = [(await endpoint(Recorder, remote_addr=name[:2]))[1] for _ in range(2)]
+    for i in range(50):
+        clients[i % 2].transport.sendto(b"%d" % i)
+    for end in range(3, 50, 3):
+        await server.until(lambda end=end: len(server.received) == end)
+        assert not transport.is_reading()
+        assert "read=idle" in repr(transport)
+        for _ in range(3):
+            await asyncio.sleep(0.001)
+        assert len(server.received) == end
+        transport.pause_reading()  # again does nothing
+        transport.resume_reading()
+        transport.resume_reading()
+        assert transport.is_reading()
+    await server.until(lambda: len(server.received) == 50)
+    own = [client.transport.get_extra_info("sockname") for client in clients]
+    assert server.received == [(b"%d" % i, own[i % 2]) for i in range(50)]
+    for client in clients:
+        await client.until(lambda client=client: len(client.received) == 25)
+    assert [int(data) for data, _ in clients[0].received] == list(range(0, 50, 2))
+    await ended(server, *clients)
+    transport.resume_reading()
+    assert not transport.is_reading()
+
+
+async def test_paused_and_resumed_at_once():
+    """Also before the first look, and while datagrams are held."""
+
+    class Stubborn(Recorder):
+        def connection_made(self, transport):
+            super().connection_made(transport)
+            transport.pause_reading()
+
+        def datagram_received(self, data, addr):
+            super().datagram_received(data, addr)
+            self.transport.pause_reading()
+            self.transport.resume_reading()
+            self.transport.pause_reading()
+
+    transport, server = await endpoint(Stubborn, local_addr=("127.0.0.1", 0))
+    _, client = await endpoint(Recorder, remote_addr=transport.get_extra_info("sockname"))
+    for i in range(10):
+        client.transport.sendto(b"%d" % i)
+    for _ in range(3):
+        await asyncio.sleep(0.001)
+    assert server.received == []
+    for i in range(10):
+        transport.resume_reading()
+        transport.pause_reading()
+        transport.resume_reading()
+        await server.until(lambda i=i: len(server.received) > i)
+        assert [int(data) for data, _ in server.received] == list(range(i + 1))
+    await ended(server, client)
+
+
+@pytest.mark.parametrize("end", ["close", "abort"])
+async def test_closed_while_datagrams_are_held(end):
+    transport, server = await endpoint(Pausing, local_addr=("127.0.0.1", 0))
+    _, client = await endpoint(Recorder, remote_addr=transport.get_extra_info("sockname"))
+    for _ in range(10):
+        client.transport.sendto(b"x")
+    await server.until(lambda: len(server.received) == 3)
+    transport.resume_reading()
+    getattr(transport, end)()
+    assert await server.lost is None
+    assert len(server.received) == 3
+    await ended(client)
+
+
+def test_the_rest_of_a_batch_comes_after_an_exit(loop):
+    class Exiting(Pausing):
+        def datagram_received(self, data, addr):
+            super().datagram_received(data, addr)
+            if len(self.received) == 5:
+                raise SystemExit
+
+    async def begin():
+        transport, server = await endpoint(Exiting, local_addr=("127.0.0.1", 0))
+        _, client = await endpoint(Recorder, remote_addr=transport.get_extra_info("sockname"))
+        for i in range(6):
+            client.transport.sendto(b"%d" % i)
+        await server.until(lambda: len(server.received) == 3)
+        return server, client
+
+    server, client = loop.run_until_complete(begin())
+    server.transport.resume_reading()
+    with pytest.raises(SystemExit):
+        loop.run_forever()
+    loop.run_until_complete(server.until(lambda: len(server.received) == 6))
+    assert [int(data) for data, _ in server.received] == list(range(6))
+    loop.run_until_complete(ended(server, client))

@@ -520,7 +520,9 @@ async def test_peer_that_stalls(family):
         assert protocol.names == ["connection_made", "pause_writing"]
         size = protocol.transport.get_write_buffer_size()
         await turns(20)
-        assert protocol.transport.get_write_buffer_size() == size
+        # the kernel may take more later, on a machine that lets its own work wait
+        assert 0 < protocol.transport.get_write_buffer_size() <= size
+        assert protocol.names == ["connection_made", "pause_writing"]
         assert await receive(peer, len(data)) == data
         await until(lambda: protocol.names[-1] == "resume_writing")
         assert protocol.transport.get_write_buffer_size() == 0

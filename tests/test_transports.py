@@ -722,3 +722,36 @@ async def test_asynchronous_generator_let_go_is_finalised():
     for _ in range(20):
         await asyncio.sleep(0)
     assert seen == ["finalised"]
+
+
+# -- what programs look for -------------------------------------------------------------------
+
+
+async def test_every_public_method_of_asyncios_transports_is_there():
+    """dir() shows the methods of the type that isinstance() sees: each must be there too."""
+    loop = asyncio.get_running_loop()
+    reading, writing = os.pipe()
+    one, other = socket.socketpair()
+    writer, _ = await loop.connect_write_pipe(asyncio.Protocol, os.fdopen(writing, "wb", 0))
+    reader, _ = await loop.connect_read_pipe(asyncio.Protocol, os.fdopen(reading, "rb", 0))
+    datagram, _ = await loop.create_datagram_endpoint(
+        asyncio.DatagramProtocol, local_addr=("127.0.0.1", 0)
+    )
+    stream, _ = await loop.create_connection(asyncio.Protocol, sock=one)
+    expected = {
+        writer: asyncio.unix_events._UnixWritePipeTransport,
+        reader: asyncio.unix_events._UnixReadPipeTransport,
+        datagram: asyncio.selector_events._SelectorDatagramTransport,
+        stream: asyncio.selector_events._SelectorSocketTransport,
+    }
+    for transport, kind in expected.items():
+        names = [n for n in dir(kind) if not n.startswith("_") and callable(getattr(kind, n))]
+        assert len(names) >= 7
+        assert [name for name in names if not hasattr(transport, name)] == []
+    for name in ("is_reading", "pause_reading", "resume_reading"):
+        with pytest.raises(NotImplementedError):
+            getattr(writer, name)()
+    for transport in expected:
+        transport.close()
+    other.close()
+    await asyncio.sleep(0.001)

@@ -8,7 +8,8 @@ A sendto() at any other time is sent at once.
 
 Errors of the socket (ICMP port unreachable and the like) go to error_received(), for
 received and for sent datagrams.  The receive buffers hold the largest datagram there
-is, so nothing is truncated.
+is, so nothing is truncated.  A protocol that pauses within a batch gets the rest of it
+when it resumes, before anything that comes later.
 
 Addresses: the tuple of a peer is made once while it keeps sending, and a reply to the
 very tuple that was delivered needs no parsing.  An address that is not numeric, or of
@@ -27,6 +28,7 @@ import asyncio
 import os
 import socket
 from asyncio import futures
+from asyncio.log import logger
 
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 
@@ -118,6 +120,8 @@ cdef class DatagramTransport(SocketTransport):
     cdef readonly object _address        # the remote address, if connected by asyncio
     cdef bint connected
     cdef bint batching                   # datagrams of a batch are being delivered
+    cdef bint paused
+    cdef list held                       # (sockaddr, bytes) received before the protocol paused
     cdef list queued                     # (bytes, address) not sent yet
     cdef object last_address             # the tuple delivered last ...
     cdef sockaddr_storage last_name      # ... and what it stands for
@@ -128,6 +132,7 @@ cdef class DatagramTransport(SocketTransport):
 
     def __cinit__(self):
         self.kind = socket.SOCK_DGRAM
+        self.held = []
         self.queued = []
         self.peers = [None] * PEERS
 
@@ -170,11 +175,12 @@ cdef class DatagramTransport(SocketTransport):
 
     cdef int start_reading(self) except -1:
         self.started = True
-        if not self.closing:
+        if not self.closing and not self.paused:
             self.wait_for(self.events | EPOLLIN)
         return 0
 
     cdef int drop_pending(self) except -1:
+        self.held.clear()
         self.queued.clear()
         self.pending_size = 0
         return 0
@@ -184,6 +190,7 @@ cdef class DatagramTransport(SocketTransport):
         if self.closing:
             return
         self.closing = True
+        self.held.clear()
         if not self.queued:
             self.conn_lost += 1
             self._loop.call_soon(self._call_connection_lost, None)
@@ -204,7 +211,69 @@ cdef class DatagramTransport(SocketTransport):
             info.append(f"write=<{state}, bufsize={self.pending_size}>")
         return "<{}>".format(" ".join(info))
 
+    # -- what only streams have, which asyncio's have too to say so ---------------
+
+    def can_write_eof(self):
+        """NotImplementedError: datagrams have no end."""
+        raise NotImplementedError
+
+    def write_eof(self):
+        """NotImplementedError: datagrams have no end."""
+        raise NotImplementedError
+
+    def write(self, data):
+        """NotImplementedError: see sendto()."""
+        raise NotImplementedError
+
+    def writelines(self, list_of_data):
+        """NotImplementedError: see sendto()."""
+        raise NotImplementedError
+
     # -- receiving ----------------------------------------------------------------
+
+    def is_reading(self):
+        """True unless closing or paused."""
+        return not self.closing and not self.paused
+
+    def pause_reading(self):
+        """Deliver nothing more until resume_reading(); the kernel keeps what fits its buffer."""
+        if self.closing or self.paused:
+            return
+        self.paused = True
+        self.wait_for(self.events & ~<uint32_t>EPOLLIN)
+        if self.q.state & STATE_DEBUG:
+            logger.debug("%r pauses reading", self)
+
+    def resume_reading(self):
+        """Deliver again what has come and what comes."""
+        if self.closing or not self.paused:
+            return
+        self.paused = False
+        if self.held:
+            self._loop.call_soon(self._deliver_held, context=self.context)
+        elif self.started:
+            self.wait_for(self.events | EPOLLIN)
+        if self.q.state & STATE_DEBUG:
+            logger.debug("%r resumes reading", self)
+
+    def _deliver_held(self):
+        """What was received before the protocol paused; then the kernel is asked again."""
+        cdef bytes address, data
+        cdef sockaddr_storage name
+        self.batching = True
+        try:
+            while self.held and not (self.paused or self.closing or self.conn_lost
+                                     or self.reactor.closed):
+                address, data = self.held.pop(0)
+                memcpy(&name, bytes_data(address), bytes_size(address))
+                self.deliver_datagram(&name, <socklen_t>bytes_size(address), data)
+        finally:
+            self.end_batch()
+            if not (self.paused or self.closing or self.conn_lost or self.reactor.closed):
+                if self.held:  # SystemExit or KeyboardInterrupt
+                    self._loop.call_soon(self._deliver_held, context=self.context)
+                elif self.started:
+                    self.wait_for(self.events | EPOLLIN)
 
     cdef int ready(self, uint32_t events) except -1:
         if self.q.state & STATE_DEBUG:
@@ -232,6 +301,7 @@ cdef class DatagramTransport(SocketTransport):
 
     cdef int receive(self) except -1:
         cdef Receiver r = _receiver
+        cdef bytes data
         cdef int i, n
         for i in range(BATCH):
             r.vec[i].iov_base = r.memory + i * LARGEST
@@ -252,13 +322,22 @@ cdef class DatagramTransport(SocketTransport):
             for i in range(n):
                 if self.closing or self.conn_lost or self.reactor.closed:
                     break  # closed: the protocol forked, and this is the child
-                self.deliver_datagram(&r.names[i], r.messages[i].msg_hdr.msg_namelen,
-                             PyBytes_FromStringAndSize(<char *>r.vec[i].iov_base,
-                                                       r.messages[i].msg_len))
+                data = PyBytes_FromStringAndSize(<char *>r.vec[i].iov_base,
+                                                 r.messages[i].msg_len)
+                if self.paused or self.held:
+                    # its resume_reading() of a paused batch has not been answered yet
+                    self.held.append((PyBytes_FromStringAndSize(
+                        <char *>&r.names[i], r.messages[i].msg_hdr.msg_namelen), data))
+                else:
+                    self.deliver_datagram(&r.names[i], r.messages[i].msg_hdr.msg_namelen, data)
         finally:
-            self.batching = False
-            if self.queued and not self.events & EPOLLOUT and not self.reactor.closed:
-                self.flush()
+            self.end_batch()
+        return 0
+
+    cdef int end_batch(self) except -1:
+        self.batching = False
+        if self.queued and not self.events & EPOLLOUT and not self.reactor.closed:
+            self.flush()
         return 0
 
     cdef int deliver_datagram(self, sockaddr_storage *name, socklen_t length, bytes data) except -1:

@@ -104,6 +104,20 @@ cdef class WritePipeTransport(PipeTransport):
         """pause_writing() above `high` bytes, resume_writing() at `low`."""
         self.set_limits(high, low)
 
+    # -- reading, which asyncio's have too, to say that they do not ----------------------
+
+    def is_reading(self):
+        """NotImplementedError: this is the writing end."""
+        raise NotImplementedError
+
+    def pause_reading(self):
+        """NotImplementedError: this is the writing end."""
+        raise NotImplementedError
+
+    def resume_reading(self):
+        """NotImplementedError: this is the writing end."""
+        raise NotImplementedError
+
     # -- writing ------------------------------------------------------------------------
 
     def write(self, data):
