@@ -1,11 +1,13 @@
 """add_reader, add_writer, add_priority: level-triggered, on whatever the number now stands for."""
 
 import asyncio
+import gc
 import os
 import random
 import select
 import socket
 import tempfile
+import weakref
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -377,6 +379,61 @@ async def test_closed_under_its_reader(pipe):
     await turns()
     assert seen == []
     os.close(new_w)
+
+
+@pytest.mark.parametrize("kind", ["reader", "writer", "priority"])
+async def test_a_socket_closed_first_and_then_removed(pair, kind):
+    """As selectors allow; anyio does so."""
+    loop, (one, other) = asyncio.get_running_loop(), pair
+    add, remove = getattr(loop, f"add_{kind}"), getattr(loop, f"remove_{kind}")
+    before = loop.stats()["watched"]
+    add(one, print)
+    loop.add_reader(other, print)
+    one.close()
+    assert remove(one) is True
+    assert remove(one) is False
+    assert loop.remove_reader(other) is True
+    assert loop.stats()["watched"] == before
+    with pytest.raises(ValueError, match="-1"):
+        add(one, print)
+
+
+async def test_both_watchers_of_a_closed_socket_and_its_end(pair):
+    loop, (one, _) = asyncio.get_running_loop(), pair
+    loop.add_reader(one, print)
+    loop.add_writer(one, int)
+    one.close()
+    assert loop.remove_reader(one) is True
+    assert loop.remove_writer(one) is True
+    assert loop.remove_writer(one) is False
+    gone = weakref.ref(one)
+    with socket.socket() as another:
+        loop.add_reader(another, print)
+        loop.remove_reader(another)
+        ended = weakref.ref(another)
+    del another
+    gc.collect()
+    assert ended() is None
+    assert gone() is one  # the fixture's
+
+
+async def test_closed_and_its_number_watched_as_another_socket(pair):
+    """What is left of the old one must not touch the new one."""
+    loop, (one, other) = asyncio.get_running_loop(), pair
+    number = one.fileno()
+    loop.add_reader(one, print)
+    one.close()
+    with socket.socket(fileno=os.dup(other.fileno())) as new:
+        assert new.fileno() == number
+        seen = []
+        loop.add_writer(new, seen.append, 1)
+        loop.add_reader(new, print)
+        assert loop.remove_reader(one) is False
+        assert loop.remove_writer(one) is False
+        assert loop.remove_reader(new) is True
+        await turns()
+        assert seen
+        assert loop.remove_writer(new) is True
 
 
 async def test_closed_and_reused_without_telling_the_loop_then_removed(pipe):

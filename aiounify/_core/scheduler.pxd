@@ -13,6 +13,7 @@ cdef class Scheduler:
     cdef bint stopping
     cdef bint turning            # the reactor was started for a run that goes on
     cdef public object _current_handle
+    cdef dict watched_objects    # fd -> the object that was given to watch it, if not its number
     cdef object thread_id
     cdef dict loop_keyword        # {"loop": self}, for the tasks and futures it makes
     cdef bint plain_tasks         # no task factory is set
@@ -27,3 +28,4 @@ cdef class Scheduler:
     cdef object timer_at(self, int64_t when_ns, object callback)
     cdef object add_watch(self, fileobj, int kind, object callback, tuple args)
     cdef bint remove_watch(self, fileobj, int kind) except -1
+    cdef int watched_as(self, fileobj) except -2

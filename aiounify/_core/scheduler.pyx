@@ -35,6 +35,7 @@ from cpython.object cimport PyObject, PyTypeObject
 from libc.stdint cimport int64_t, uint32_t
 
 import asyncio
+import socket
 
 cimport cython
 
@@ -45,6 +46,7 @@ from aiounify._core.backlog cimport (
     STATE_DEBUG,
     STATE_FORKED,
     UNSENT_NS,
+    WATCH_KINDS,
     WATCH_PRIORITY,
     WATCH_READER,
     WATCH_WRITER,
@@ -178,6 +180,7 @@ cdef class Scheduler:
         self.loop_keyword = {"loop": self}
         self.plain_tasks = True
         self.attached = {}
+        self.watched_objects = {}
         # open for business once asyncio's constructor says so
         self.q.state = STATE_CLOSED
 
@@ -303,6 +306,7 @@ cdef class Scheduler:
             else:
                 self.reactor.close()
             watchers_clear(self.q)
+        self.watched_objects.clear()
         # completions reaped while closing queued what nobody runs any more
         ready_clear(self.q)
         self.loop_keyword = None
@@ -507,14 +511,42 @@ cdef class Scheduler:
                 traceback = _source_traceback()
                 handle_debug_set(handle, 0, <PyObject *>traceback)
             self.reactor.watch(fd, kind, handle)
+            if type(fileobj) is not int:
+                self.watched_objects[fd] = fileobj
             return <object><PyObject *>handle
         finally:
             Py_DECREF(<PyObject *>handle)
 
     cdef bint remove_watch(self, fileobj, int kind) except -1:
+        cdef bint removed
+        cdef int fd, i
         if self.q.state & (STATE_CLOSED | STATE_FORKED):
             return False
-        return self.reactor.unwatch(_fileno(fileobj), kind) == 1
+        try:
+            fd = _fileno(fileobj)
+        except ValueError:
+            # Closed first and then removed, which selectors allow.  Of a closed socket
+            # whose number another one has and watches by now there is nothing left.
+            fd = self.watched_as(fileobj)
+            if fd < 0:
+                if isinstance(fileobj, socket.socket):
+                    return False
+                raise
+        removed = self.reactor.unwatch(fd, kind) == 1
+        if self.watched_objects and fd in self.watched_objects:
+            for i in range(WATCH_KINDS):
+                if self.reactor.watcher(fd, i) != NULL:
+                    break
+            else:
+                del self.watched_objects[fd]
+        return removed
+
+    cdef int watched_as(self, fileobj) except -2:
+        """The number under which this very object was watched; -1 if it was not."""
+        for fd, watched in self.watched_objects.items():
+            if watched is fileobj:
+                return fd
+        return -1
 
     def _add_reader(self, fd, callback, *args):
         return self.add_watch(fd, WATCH_READER, callback, args)
