@@ -11,6 +11,7 @@ import asyncio
 import os
 from typing import TYPE_CHECKING, Any, Protocol
 
+from aiounify._core.relay import Relay
 from aiounify._core.sendfile import BLOCKED, COLD, DONE
 from aiounify._core.splice import WRITE, Move, Pipe, Readiness, Splice
 from aiounify._core.uring import probe
@@ -132,8 +133,13 @@ async def splice(
         count,
         through,
     )
+    relay = Relay(loop, job) if job.is_relay else None
     try:
-        while (state := job.step()) != DONE:
+        state = job.step()
+        while state != DONE:
+            if state == BLOCKED and relay is not None:
+                state = await relay
+                continue
             if state == BLOCKED:
                 await _ready(loop, job)
             elif state == COLD:
@@ -142,7 +148,10 @@ async def splice(
                 await _write(loop, job)
             else:
                 await asyncio.sleep(0)
+            state = job.step()
     finally:
+        if relay is not None:
+            relay.close()
         job.close()
     if job.error:
         raise OSError(job.error, os.strerror(job.error))
