@@ -157,8 +157,13 @@ cdef class Relay:
         if self.wait is None or self.state != STEP_BLOCKED or end.fd != job.waits_for:
             return 0
         self.state = job.go()
+        self.loop.reactor.n_syscalls += job.syscalls
+        job.syscalls = 0
         if self.state == STEP_BLOCKED:
-            return self.stand()
+            try:
+                return self.stand()
+            except OSError:
+                self.state = STEP_TURN  # the task tries again, and gets the error
         return wait_end(self.wait)
 
     cdef int wake(self) except -1:

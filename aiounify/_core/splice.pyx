@@ -269,6 +269,7 @@ cdef class Splice(Source):
                       size_t n) noexcept:
         """One system call: the bytes moved, or a negated errno."""
         cdef ssize_t done
+        self.syscalls += 1
         with nogil:
             done = c_splice(fd, off, out, out_off, n, FLAGS)
             if done < 0:
@@ -328,7 +329,8 @@ cdef class Splice(Source):
         cdef bint draining
         while True:
             draining = between is not None and between.pending > 0
-            size = self.wanted(between.pending if draining else CHUNK)
+            size = self.wanted(between.pending if draining else
+                               between.size if self.scratch != NULL else CHUNK)
             if size == 0 or self.error or (self.ended and not draining):
                 return STEP_DONE
             if not draining and self.source_kind == DISK:
@@ -375,6 +377,7 @@ cdef class Splice(Source):
         """
         cdef int64_t size = self.wanted(min(<int64_t>SCRATCH, <int64_t>self.between.size))
         cdef ssize_t n, sent, kept
+        self.syscalls += 2
         n = recv(self.fd, self.scratch, size, MSG_DONTWAIT)
         if n <= 0:
             if n == 0:
@@ -399,6 +402,7 @@ cdef class Splice(Source):
             self.left -= sent
         if sent < n:
             # it is empty, and holds more than that
+            self.syscalls += 1
             kept = c_write(self.between.writer, self.scratch + sent, n - sent)
             self.between.pending += max(kept, 0)
             if kept < n - sent and not self.error:
