@@ -3,11 +3,11 @@
 import asyncio
 import contextlib
 import gc
-import os
 import random
 import socket
 import struct
 import weakref
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -23,6 +23,10 @@ def tcp_pair():
         one = socket.create_connection(listener.getsockname())
         other, _ = listener.accept()
     return one, other
+
+
+def descriptors():
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 class Chain:
@@ -347,6 +351,6 @@ def test_the_loop_ends_first(loop_factory):
     del task
     gc.collect()
     assert gone() is None
-    before = len(os.listdir("/proc/self/fd"))
+    before = descriptors()
     chain.close()
-    assert len(os.listdir("/proc/self/fd")) == before - 6  # four sockets, and the pipe's ends
+    assert descriptors() == before - 6  # four sockets, and the pipe's ends

@@ -4,6 +4,7 @@ import asyncio
 import os
 import random
 import socket
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -35,6 +36,10 @@ def cold():
     sendfile.distrust_memory(True)
     yield
     sendfile.distrust_memory(False)
+
+
+def descriptors():
+    return sorted(Path("/proc/self/fd").iterdir())
 
 
 class _Fd:
@@ -80,10 +85,10 @@ class Pair:
 @pytest.mark.parametrize("look", [True, False])
 async def test_at_once(fd, look):
     async with Pair() as pair:
-        before = os.listdir("/proc/self/fd")
+        before = descriptors()
         assert pair.transport.try_sendfile(HEAD, fd, 5, 50_000, look) == 50_000
         assert pair.transport.get_write_buffer_size() == 0
-        assert os.listdir("/proc/self/fd") == before
+        assert descriptors() == before
         assert await pair.read(50_000 + len(HEAD)) == HEAD + CONTENT[5:50_005]
         # without a head, and what is written afterwards comes behind
         assert pair.transport.try_sendfile(b"", fd, 0, 10, look) == 10

@@ -6,6 +6,7 @@ import os
 import random
 import socket
 import struct
+from pathlib import Path
 
 import pytest
 from serving import module, serving, until, write
@@ -140,7 +141,9 @@ async def test_clients_that_go_away_are_no_errors_of_the_server(site, caplog, kn
         for i in range(20):
             with socket.create_connection(("127.0.0.1", server.port)) as sock:
                 sock.sendall(GET % b"huge.bin")
-                if i % 2:  # in the middle; else before the first byte: the header is answered by RST
+                if (
+                    i % 2
+                ):  # in the middle; else before the first byte, by RST for the header
                     await asyncio.sleep(0.002)
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             await asyncio.sleep(0.002)
@@ -151,11 +154,12 @@ async def test_clients_that_go_away_are_no_errors_of_the_server(site, caplog, kn
 
 async def test_descriptors_are_given_back(site):
     """However an answer ended, a file that was replaced is not open afterwards."""
+
     def still_open():
         found = []
-        for name in os.listdir("/proc/self/fd"):
+        for name in Path("/proc/self/fd").iterdir():
             with contextlib.suppress(OSError):
-                found.append(os.readlink(f"/proc/self/fd/{name}"))
+                found.append(str(name.readlink()))
         return [link for link in found if "huge.bin" in link]
 
     async with serving(site) as server:
@@ -171,9 +175,7 @@ async def test_descriptors_are_given_back(site):
                         sock.setblocking(False)
                         got = 0
                         while got < len(HUGE):
-                            got += len(
-                                await asyncio.get_running_loop().sock_recv(sock, 1 << 20)
-                            )
+                            got += len(await asyncio.get_running_loop().sock_recv(sock, 1 << 20))
         await until(lambda: not server.server.connections)
         assert still_open()
         (site / "huge.bin").unlink()

@@ -9,7 +9,8 @@ its own between ends of which neither is one.
 What may block, and where it is done:
 
 * Pipes do not with SPLICE_F_NONBLOCK, sockets and terminals if they are non-blocking,
-  which is insisted on.  These are spliced in the loop's thread and waited for by readiness.
+  which is insisted on.  These are spliced in the loop's thread and waited for by readiness;
+  between two sockets natively, see relay.pyx.
 * A file that is read is looked at first, as in sendfile.pyx.
 * A file that is written to may wait for its disk for long, and nothing tells beforehand.  So
   it is done by a `Move`: IORING_OP_SPLICE (Linux 5.7), which the kernel hands to a worker,

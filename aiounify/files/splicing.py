@@ -2,7 +2,8 @@
 
 Why it exists: asyncio has nothing for it, and splice(2) by hand needs a pipe, two kinds of
 waiting and a thread for files.  What moves the bytes and what may block is told in
-`_core/splice.pyx`; here is the waiting, once per wait and not per byte.
+`_core/splice.pyx`; here is the waiting, once per wait and not per byte.  Between two sockets, where
+waits are many and pieces may be small, `_core/relay.pyx` waits natively.
 """
 
 from __future__ import annotations
@@ -105,13 +106,15 @@ async def splice(
     target_offset: int | None = None,
     through: Pipe | None = None,
 ) -> int:
-    """Move `count` bytes, or all up to the end of the source, without copying them here.
+    """Move `count` bytes, or all up to the end of the source, without bringing them to Python.
 
     Both ends are file descriptors or have fileno(): pipes, files, block devices,
     non-blocking sockets and whatever else splice(2) takes.  `offset` and `target_offset`
     are bytes from the beginning of a file; left out, the file's own position is used and
     moved.  Returns the number of bytes that reached the target, which is less than
     `count` only at the end of the source.
+
+    Between two sockets pieces of up to 64 KiB are copied natively, larger ones spliced.
 
     If neither end is a pipe one is put between them: a private one if the source is a
     file, else the one passed as `through`.  What was taken from the source and did not

@@ -58,8 +58,8 @@ class Answer:
         "ready",
         "status",
         "stream",
-        "warm_until",
         "tail",
+        "warm_until",
     )
 
     def __init__(
