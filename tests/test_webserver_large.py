@@ -141,9 +141,7 @@ async def test_clients_that_go_away_are_no_errors_of_the_server(site, caplog, kn
         for i in range(20):
             with socket.create_connection(("127.0.0.1", server.port)) as sock:
                 sock.sendall(GET % b"huge.bin")
-                if (
-                    i % 2
-                ):  # in the middle; else before the first byte, by RST for the header
+                if i % 2:  # in the middle; else before the first byte, by RST for the header
                     await asyncio.sleep(0.002)
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             await asyncio.sleep(0.002)
