@@ -28,6 +28,8 @@ Rules:
 from cpython.object cimport PyObject
 from libc.stdint cimport uint32_t
 
+cimport cython
+
 from aiounify._core.backlog cimport BacklogObject
 from aiounify._core.endpoint cimport READ, Endpoint, wait_begin, wait_end
 from aiounify._core.reactor cimport EPOLLERR, EPOLLHUP, EPOLLOUT, EPOLLPRI, EPOLLRDHUP
@@ -63,6 +65,7 @@ cdef int option(int fd, int name) noexcept:
     return value if getsockopt(fd, SOL_SOCKET, name, &value, &n) == 0 else -1
 
 
+@cython.final
 cdef class End(Endpoint):
     """One of the two descriptors, in the reactor's table."""
 
