@@ -84,7 +84,8 @@ class Connection(asyncio.Protocol):
         self._ending = False  # no further request is answered
         self._end_of_input = False
         self._deadline = _NEVER
-        self._acked = self._acked_at = 0.0
+        self._acked = -1.0  # not looked at yet
+        self._acked_at = 0.0
         self.client = ""
 
     # -- what the transport calls ------------------------------------------------------
@@ -527,4 +528,4 @@ class Connection(asyncio.Protocol):
             info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 128)
             return float(struct.unpack_from("Q", info, 120)[0])
         except (OSError, AttributeError, struct.error):
-            return self._acked
+            return max(self._acked, 0.0)
