@@ -20,8 +20,8 @@ import weakref
 from pathlib import Path
 
 import pytest
-import test_stream_transport as streams
-from test_stream_transport import alive, noise, turns, until
+import stream_peers as streams
+from stream_peers import alive, noise, turns, until
 
 from aiounify._core.pipe_read import ReadPipeTransport
 from aiounify._core.pipe_write import WritePipeTransport

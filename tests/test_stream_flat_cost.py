@@ -16,8 +16,7 @@ import sys
 
 import pytest
 from conftest import PROGRAMS, SANITIZED
-from test_stream_load import BACKENDS, Silent, descriptors, open_files, serve
-from test_stream_transport import (
+from stream_peers import (
     connect,
     moderate,
     resident,
@@ -27,6 +26,7 @@ from test_stream_transport import (
     turns,
     until,
 )
+from test_stream_load import BACKENDS, Silent, descriptors, open_files, serve
 
 from aiounify.bench import _perf
 

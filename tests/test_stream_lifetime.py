@@ -17,7 +17,7 @@ import warnings
 import weakref
 
 import pytest
-from test_stream_transport import (
+from stream_peers import (
     HANG,
     LOOPS,
     Recorder,
@@ -294,7 +294,7 @@ def test_connection_lost_in_one_thread_and_let_go_in_another(kind):
 FORK = """
 import asyncio, gc, os, socket, sys, time, traceback
 sys.path.insert(0, sys.argv[2])
-from test_stream_transport import LOOPS, BufferedRecorder, Recorder, busy, turns, until
+from stream_peers import LOOPS, BufferedRecorder, Recorder, busy, turns, until
 
 parent, statuses = os.getpid(), []
 

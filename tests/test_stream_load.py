@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 from conftest import SANITIZED
-from test_stream_transport import (
+from stream_peers import (
     LOOPS,
     STRESS,
     FewBuffersLoop,

@@ -22,7 +22,7 @@ import pytest
 from conftest import SANITIZED
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_stream_transport import (
+from stream_peers import (
     LOOPS,
     STRESS,
     BufferedRecorder,
