@@ -93,7 +93,7 @@ def ends(kind):
         r, w = os.pipe()
     elif kind == "fifo":
         with tempfile.TemporaryDirectory() as where:
-            path = os.path.join(where, "fifo")  # noqa: PTH118
+            path = os.path.join(where, "fifo")  # noqa: PTH118 - text is wanted
             os.mkfifo(path)
             r = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
             w = os.open(path, os.O_WRONLY)

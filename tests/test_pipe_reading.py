@@ -119,7 +119,7 @@ async def test_messages_of_a_socket_that_keeps_them_apart():
         sent += len(message)
         await asyncio.sleep(0)
         if len(message) != 5:
-            await until(lambda: sum(map(len, got)) == sent)  # noqa: B023
+            await until(lambda: sum(map(len, got)) == sent)  # noqa: B023 - awaited here
     await until(lambda: len(got) == len(messages))
     assert got == messages
     b.close()

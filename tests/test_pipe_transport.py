@@ -155,7 +155,7 @@ async def test_fifo_opened_for_both_directions_has_no_end(tmp_path):
     for message in (b"one", b"two"):
         with path.open("wb", 0) as other:
             other.write(message)
-        await until(lambda: protocol.received.endswith(message))  # noqa: B023
+        await until(lambda: protocol.received.endswith(message))  # noqa: B023 - awaited here
     await turns()
     assert protocol.received == b"onetwo"
     assert not protocol.lost.done()
@@ -177,7 +177,7 @@ async def test_both_directions_of_one_descriptor():
         os.set_blocking(master, False)
         for i in range(5):
             peer.write(b"in%d" % i)
-            await until(lambda: p.received.endswith(b"in%d" % i))  # noqa: B023
+            await until(lambda: p.received.endswith(b"in%d" % i))  # noqa: B023 - awaited here
             writer.write(b"out%d" % i)
             assert await receive(peer, 4) == b"out%d" % i
         data = noise(50_000)
@@ -340,7 +340,7 @@ async def test_descriptor_numbers_are_used_again():
                 fill(q)
             await turns(1)
             p.transport.resume_reading()
-            await until(lambda: p.received == b"%d" % i)  # noqa: B023
+            await until(lambda: p.received == b"%d" % i)  # noqa: B023 - awaited here
             assert await receive(other, len(b"%d" % i)) == b"%d" % i
     assert len(numbers) < 15
 

@@ -167,7 +167,7 @@ async def held(n, hold, record_property):
         more = min(n - len(made), 2000)
         total = len(made) + more
         assert await hold(f"connect {port} {more}") == more
-        await until(lambda: len(made) == total, "connections")  # noqa: B023
+        await until(lambda: len(made) == total, "connections")  # noqa: B023 - awaited here
     gc.collect()
     each = (resident() - memory) / n
     record_property("resident bytes for each idle connection", each)

@@ -87,12 +87,12 @@ async def test_nothing_is_delivered_while_paused(family, how):
             protocol.transport.resume_reading()
             assert protocol.transport.is_reading()
             if i % 4:
-                await until(lambda: len(protocol.received) == len(expected))  # noqa: B023
+                await until(lambda: len(protocol.received) == len(expected))  # noqa: B023 - awaited here
                 assert protocol.received == expected
             elif i % 8:
                 protocol.transport.pause_reading()
                 protocol.transport.resume_reading()
-                await until(lambda: len(protocol.received) == len(expected))  # noqa: B023
+                await until(lambda: len(protocol.received) == len(expected))  # noqa: B023 - awaited here
         peer.close()
         assert await protocol.lost is None
         assert protocol.received == expected
@@ -247,7 +247,7 @@ async def test_bulk_and_small_alternate(family, how, buffered):
                 await send_all(peer, data[at : at + n])
                 at = min(at + n, len(data))
                 # each chunk on its own, so that small ones arrive as such
-                await until(lambda: len(protocol.received) >= at or hurry.random() < 0.01)  # noqa: B023
+                await until(lambda: len(protocol.received) >= at or hurry.random() < 0.01)  # noqa: B023 - awaited here
         peer.close()
         assert await protocol.lost is None
         assert protocol.received == data
