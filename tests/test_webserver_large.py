@@ -179,3 +179,26 @@ async def test_descriptors_are_given_back(site):
         (site / "huge.bin").unlink()
         assert (await server.get("/huge.bin")).status == 404
         await until(lambda: not still_open())
+
+
+async def test_a_known_file_that_is_truncated_while_it_is_sent(site):
+    """Its length was said: the connection is broken off, and nothing else is sent for it."""
+    size = 40_000_000  # more than is on its way at a time
+    os.truncate(site / "huge.bin", size)
+    async with serving(site) as server:
+        for _ in range(2):
+            assert len((await server.get("/huge.bin")).body) == size
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=4096)
+        writer.write(GET % b"huge.bin" + GET % b"a.txt")
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20)
+        assert b"Content-Length: %d\r\n" % size in head
+        os.truncate(site / "huge.bin", 1000)
+        got = 0  # of what is on its way the kernel may show the zeros of the truncated page
+        with contextlib.suppress(ConnectionResetError):
+            while data := await asyncio.wait_for(reader.read(65536), 20):
+                got += len(data)
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+        assert got < size
+        assert (await server.get("/huge.bin")).body == HUGE[:1000]
