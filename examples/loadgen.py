@@ -23,10 +23,12 @@ import argparse
 import asyncio
 import contextlib
 import json
+import os
 import signal
 import sys
 from collections import Counter, deque
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import aiounify
@@ -34,6 +36,9 @@ import aiounify
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from http_client import HttpError, Parser
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 _SHOWN = (50.0, 75.0, 90.0, 99.0, 99.9)
 _BARS = " ▁▂▃▄▅▆▇█"
@@ -72,6 +77,11 @@ class Histogram:
             if seen >= wanted:
                 return min(self.highest(bucket), self.max)
         return 0
+
+
+def _columns() -> int:
+    """Of the terminal, which may be made wider or narrower meanwhile; 80 if it does not say."""
+    return os.get_terminal_size(sys.stderr.fileno()).columns or 80
 
 
 class Connection(asyncio.Protocol):
@@ -259,9 +269,19 @@ class Run:
             if shown:
                 rates.append(self.histogram.count - before)
                 before = self.histogram.count
-                top = max(rates) or 1
-                bars = "".join(_BARS[8 * n // top] for n in rates)
-                print(f"\r\x1b[K{self.line(now)}  {bars}", end="", file=sys.stderr, flush=True)
+                view = self.view(now, rates, _columns())
+                print(f"\r\x1b[K{view}", end="", file=sys.stderr, flush=True)
+
+    def view(self, now: float, rates: Collection[int], columns: int) -> str:
+        """One line of the terminal, with as many of the last rates as it has room for.
+
+        One that is longer would wrap, and only its last row be cleared for the next.
+        """
+        top = max(rates, default=0) or 1
+        line = self.line(now)[: columns - 1]
+        room = columns - 1 - len(line) - 2
+        bars = "".join(_BARS[8 * n // top] for n in rates)
+        return f"{line}  {bars[-room:]}" if room > 0 else line
 
     def line(self, now: float) -> str:
         h, seconds = self.histogram, max(now - self.start, 1e-9)

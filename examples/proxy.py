@@ -1,4 +1,4 @@
-"""A proxy for TCP and HTTP whose bytes never come to user space.
+"""A proxy for TCP and HTTP whose bytes never come to Python.
 
     python examples/proxy.py --listen 127.0.0.1:8080              # HTTP: CONNECT and http:// URLs
     python examples/proxy.py --listen 127.0.0.1:5433 --to db:5432 # TCP, to one place
@@ -6,9 +6,10 @@
     curl -x http://127.0.0.1:8080 https://example.org/
 
 Once both ends are connected, each direction is one splice() through a pipe that is used again for
-later connections.  A direction is read only when what it gave before has gone out: a slow reader
-slows its writer, and nothing is stored here but what the pipe holds.  The end of one direction is
-passed on (shutdown) and leaves the other alone; a connection that is reset resets the other one.
+later connections; it is awaited once and goes on natively.  A direction is read only when what it
+gave before has gone out: a slow reader slows its writer, and nothing is stored here but what the
+pipe holds.  The end of one direction is passed on (shutdown) and leaves the other alone; a
+connection that is reset resets the other one.
 
 Of HTTP it reads one head: CONNECT makes a tunnel, a request with an http:// URL is rewritten for
 its server, with `Connection: close`, and its answer passed on.  What is wrong is answered: 400 for

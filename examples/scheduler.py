@@ -112,7 +112,7 @@ async def main(jobs: list[Job]) -> None:
                 for job in jobs:
                     if job.next_after(last) == due:
                         argv = ["sh", "-c", job.command]
-                        pid = os.posix_spawn("/bin/sh", argv, os.environ)  # noqa: ASYNC221
+                        pid = os.posix_spawn("/bin/sh", argv, os.environ)  # noqa: ASYNC221 - it does not block
                         child = process.wait(pid)
                         running[child] = job
                         events.add(child)

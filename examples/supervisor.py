@@ -152,7 +152,7 @@ class Supervisor:
             changes = await stack.enter_async_context(
                 aiounify.watch(
                     self.config.parent,
-                    filter=lambda path, is_dir: os.path.basename(path) == name,  # noqa: PTH119
+                    filter=lambda path, is_dir: os.path.basename(path) == name,  # noqa: PTH119 - text, and often
                 )
             )
             self.expect(changes, self.file_changed)

@@ -323,7 +323,7 @@ async def child_with_usage(tour: Tour) -> Wakeup:
     note = tour.folder / "ended"
     program = "import sys, time; open(sys.argv[1], 'w').write(str(time.monotonic_ns()))"
     command = [sys.executable, "-SEc", program, str(note)]
-    child = os.posix_spawn(sys.executable, command, os.environ)  # noqa: ASYNC221
+    child = os.posix_spawn(sys.executable, command, os.environ)  # noqa: ASYNC221 - it does not block
     ended = await process.wait(child)
     now = time.monotonic_ns()
     assert ended.returncode == 0

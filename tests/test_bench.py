@@ -37,6 +37,7 @@ from aiounify.bench.child import Child, ChildError
 from aiounify.bench.counters import Counters, memory_used
 from aiounify.bench.rows import IdleRow, LoopRow, ServerRow, ServingRow
 from aiounify.bench.rows.base import Program, Run
+from aiounify.bench.rows.ports import free_port
 from aiounify.bench.runner import Options, RowResult
 from aiounify.bench.worker import operations
 
@@ -813,9 +814,46 @@ async def test_load_generator_datagrams() -> None:
 
 def test_the_proxies_are_compared_with_haproxy() -> None:
     for row in rows.select(["proxy"]):
-        assert rows.programs(row) == ("haproxy",)
+        assert rows.programs(row) == ("haproxy", "splice-c")
         assert isinstance(row, rows.HttpRow)
         assert row.base == "haproxy"
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
+def test_the_proxy_in_c(tmp_path: Path) -> None:
+    """It is a proxy: all bytes, both ways, and the end of one way leaves the other alone."""
+    source = Path(rows.__file__).parents[1] / "c" / "splice_proxy.c"
+    made, data = tmp_path / "splice_proxy", bytes(range(256)) * 4096
+    subprocess.run(["cc", "-O2", "-Wall", "-Werror", "-o", made, source], check=True)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        target, mine = server.getsockname()[1], free_port()
+        with subprocess.Popen([made, str(mine), str(target)]) as child:
+            try:
+                deadline = time.monotonic() + 20
+                while True:
+                    try:
+                        client = socket.create_connection(("127.0.0.1", mine))
+                        break
+                    except ConnectionRefusedError:
+                        assert time.monotonic() < deadline
+                        time.sleep(0.01)
+                other, _ = server.accept()
+                with client, other:
+                    got = b""
+                    sender = threading.Thread(
+                        target=lambda: (client.sendall(data), client.shutdown(socket.SHUT_WR))
+                    )
+                    sender.start()
+                    while more := other.recv(65536):
+                        got += more
+                    sender.join()
+                    assert got == data
+                    other.sendall(b"still here")
+                    other.shutdown(socket.SHUT_WR)
+                    assert client.recv(10, socket.MSG_WAITALL) == b"still here"
+                    assert client.recv(100) == b""
+            finally:
+                child.terminate()
 
 
 def test_the_server_behind_a_measured_proxy() -> None:

@@ -530,7 +530,7 @@ async def test_changes_are_taken_between_requests(root):
         before = pages.changes.generation
         (root / "a").write_text("new")
         async with asyncio.timeout(20):
-            while pages.changes.generation == before:  # noqa: ASYNC110
+            while pages.changes.generation == before:  # noqa: ASYNC110 - nothing tells
                 await asyncio.sleep(0.001)
         assert pages.cache.hit("a") is None
 
@@ -543,7 +543,7 @@ async def test_a_root_that_went_is_watched_again_when_it_is_back(root, monkeypat
         assert await pages.get("a", "a") == b"ENOENT"
         (root.parent / "away").rename(root)
         async with asyncio.timeout(20):
-            while not pages.changes._watches:  # noqa: ASYNC110
+            while not pages.changes._watches:  # noqa: ASYNC110 - nothing tells
                 await asyncio.sleep(0.001)
         assert await pages.get("a", "a") == b"A"
         assert pages.cache.hit("a").watched

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import struct
@@ -12,16 +13,14 @@ import zlib
 from pathlib import Path
 from typing import ClassVar
 
+import program_output
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from program_output import PATIENCE
 
-import aiounify
-
-ROOT = Path(aiounify.__file__).parents[1]
 EXAMPLES = Path(__file__).parents[1] / "examples"
 CLIENT = Path(__file__).parent / "programs" / "display_client.py"
-PATIENCE = 40
 WIDTH, HEIGHT = 48, 32
 BACKGROUND = (0x20, 0x28, 0x38)
 EVENT = struct.Struct("@llHHi")
@@ -75,39 +74,22 @@ def expected(*surfaces):
     return rows
 
 
-class Process:
+class Process(program_output.Program):
     """A program and the lines that it says; killed after the test, whatever happens."""
 
     running: ClassVar[list] = []
 
-    def __init__(self, backend, *command, options=("-X", "dev", "-W", "error"), **how):
-        self.process = subprocess.Popen(
-            [sys.executable, *options, *map(str, command)],
-            env={**os.environ, "PYTHONPATH": str(ROOT), "AIOUNIFY_BACKEND": backend},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            **how,
-        )
+    def __init__(self, backend, *command, **how):
+        super().__init__(backend, *command, options=("-X", "dev", "-W", "error"), **how)
         self.running.append(self)
-        os.set_blocking(self.process.stdout.fileno(), False)
-        self.said = ""
 
-    def until(self, text, times=1):
+    def says(self, text, times=1):
         """Wait until it has said this that many times; everything it has said."""
-        deadline = time.monotonic() + PATIENCE
-        while self.said.count(text) < times:
-            assert time.monotonic() < deadline, f"{text!r} did not come: {self.said}"
-            data = self.process.stdout.read()
-            assert data != b"", f"it ended without {text!r}: {self.said}"
-            if data is None:
-                time.sleep(0.005)
-            else:
-                self.said += data.decode()
-        return self.said
+        self.until(re.escape(text), times)
+        return self.text
 
     def kill(self):
-        self.process.kill()
-        self.process.wait()
+        super().kill()
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
                 with contextlib.suppress(BrokenPipeError):
@@ -127,19 +109,19 @@ class Display:
             *("--size", f"{WIDTH}x{HEIGHT}", "--rate", "100", *more),
             **how,
         )
-        self.server.until("display at")
+        self.server.says("display at")
 
     def client(self, mode, ready=True):
         client = Process(self.backend, CLIENT, self.socket, mode)
         if ready:
-            client.until("ready")
+            client.says("ready")
         return client
 
     def until_shows(self, *surfaces):
         """Wait until the PNG is exactly this."""
         wanted, deadline, found = expected(*surfaces), time.monotonic() + PATIENCE, None
         while found != wanted:
-            assert time.monotonic() < deadline, f"not {surfaces}: {self.server.said}\n{found}"
+            assert time.monotonic() < deadline, f"not {surfaces}: {self.server.text}\n{found}"
             time.sleep(0.01)
             if self.picture.exists():
                 found = read_png(self.picture.read_bytes())
@@ -156,7 +138,7 @@ class Display:
     def end(self):
         """SIGTERM; status 0, nothing on stderr, and no socket left."""
         self.server.process.send_signal(signal.SIGTERM)
-        said = self.server.until("SIGTERM: ending")
+        said = self.server.says("SIGTERM: ending")
         assert self.server.process.wait(PATIENCE) == 0
         assert "Traceback" not in said
         assert not self.socket.exists()
@@ -272,8 +254,8 @@ def test_wrong_clients_are_dropped(display, kind):
     display.until_shows()
     open_before = display.descriptors()
     stays = display.client("0 0 8 8 0 ff0000ff")
-    display.client(" ".join(wrong), ready=False).until("dropped: ", times=len(wrong))
-    said = display.server.until(": dropped: ", times=len(wrong))
+    display.client(" ".join(wrong), ready=False).says("dropped: ", times=len(wrong))
+    said = display.server.says(": dropped: ", times=len(wrong))
     assert "Traceback" not in said
     display.until_shows("0 0 8 8 0 ff0000ff")
     assert stays.process.poll() is None
@@ -312,22 +294,22 @@ def test_input(backend, tmp_path):
         # the first has the focus until the pointer presses into the other
         device.write(event(EV_KEY, 30, 1) + event(EV_SYN, 0, 0))
         stamp = 7 * 10**9 + 5000
-        left.until(f"{wire.INPUT} 1 {stamp} {EV_KEY} 30 1")
+        left.says(f"{wire.INPUT} 1 {stamp} {EV_KEY} 30 1")
         motion = event(EV_ABS, 0, 25) + event(EV_ABS, 1, 9) + event(EV_REL, 0, -2)
         for byte in motion:  # records come in any pieces
             device.write(bytes([byte]))
-        right.until(f"{wire.INPUT} 1 {stamp} {EV_REL} 0 -2 3 9")
+        right.says(f"{wire.INPUT} 1 {stamp} {EV_REL} 0 -2 3 9")
         device.write(event(EV_KEY, 0x110, 1) + event(EV_KEY, 31, 1))
-        right.until(f"{wire.FOCUSED} 1 True")
-        right.until(f"{wire.INPUT} 1 {stamp} {EV_KEY} 31 1 3 9")
-        left.until(f"{wire.FOCUSED} 1 False")
+        right.says(f"{wire.FOCUSED} 1 True")
+        right.says(f"{wire.INPUT} 1 {stamp} {EV_KEY} 31 1 3 9")
+        left.says(f"{wire.FOCUSED} 1 False")
     with open(fifo, "wb", buffering=0) as device:
         # what follows SYN_DROPPED is incomplete, up to the report
         device.write(event(EV_SYN, 3, 0) + event(EV_KEY, 32, 1) + event(EV_SYN, 0, 0))
         device.write(event(EV_KEY, 33, 1))
-        assert " 32 1 " not in right.until(f"{EV_KEY} 33 1")
+        assert " 32 1 " not in right.says(f"{EV_KEY} 33 1")
     right.kill()  # the focus goes back
-    left.until(f"{wire.FOCUSED} 1 True", times=2)
+    left.says(f"{wire.FOCUSED} 1 True", times=2)
     display.end()
 
 
@@ -338,16 +320,15 @@ def test_a_client_that_does_not_read_its_input(backend, tmp_path):
     deaf.process.send_signal(signal.SIGSTOP)
     device = display.server.process.stdin
     sent = 0
-    while "does not read" not in display.server.said:
+    while "does not read" not in display.server.so_far():
         device.write(event(EV_KEY, 30, 1) * 100)
         device.flush()
         sent += 100
         assert sent < 1_000_000, "it is never dropped"
-        display.server.said += (display.server.process.stdout.read() or b"").decode()
     device.write(event(EV_KEY, 40, 1))
     device.close()
-    other.until(f"{EV_KEY} 40 1")
-    display.server.until("input has ended")
+    other.says(f"{EV_KEY} 40 1")
+    display.server.says("input has ended")
     display.until_shows("20 0 20 20 0 00ff00ff")
     display.end()
 
@@ -357,7 +338,7 @@ def test_a_client_that_does_not_read_its_input(backend, tmp_path):
 
 def test_demo(backend, tmp_path):
     done = Process(backend, EXAMPLES / "display.py", "--steps", "2")
-    said = done.until("frames in ")
+    said = done.says("frames in ")
     folder = Path(said.rpartition("frames in ")[2].strip())
     frames = sorted(folder.glob("frame-*.png"))
     assert done.process.wait(PATIENCE) == 0
@@ -382,7 +363,7 @@ def test_frames_and_a_socket_that_was_left(backend, tmp_path):
 def test_refusals(backend, tmp_path, display):
     taken = Process(backend, EXAMPLES / "display.py", "serve", display.socket)
     nowhere = Process(backend, EXAMPLES / "display.py", "demo", tmp_path / "none")
-    taken.until(f"display: there is one at {display.socket} already")
-    nowhere.until(f"display: {tmp_path / 'none'}: [Errno 2]")
+    taken.says(f"display: there is one at {display.socket} already")
+    nowhere.says(f"display: {tmp_path / 'none'}: [Errno 2]")
     assert taken.process.wait(PATIENCE) == nowhere.process.wait(PATIENCE) == 1
     display.end()

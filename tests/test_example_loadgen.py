@@ -5,11 +5,13 @@ import contextlib
 import importlib.util
 import json
 import os
+import pty
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -123,6 +125,20 @@ async def test_latencies_are_counted_from_when_requests_were_due():
     # the last of 20 answers cannot come before 0.4 s, and its request was due after 38 ms
     assert found["latency_us"]["max"] >= 350_000
     assert found["latency_us"]["p50"] >= 150_000
+
+
+@pytest.mark.parametrize("argv", [(), ("-p", 3), ("-r", 400)])
+async def test_latencies_add_up(argv):
+    """To no less than the server made them wait, and to no more than there was time for."""
+    async with serving(delay=0.01, every=4) as (url, counts):
+        found = await measured(url, "-n", 120, "-c", 5, *argv)
+    assert found["answers"] == counts["requests"] == 120
+    assert found["rate"] == pytest.approx(found["answers"] / found["seconds"])
+    total = found["latency_us"]["mean"] * found["answers"] / 1e6
+    assert total >= 30 * 0.0099
+    if "-r" not in argv:  # else waiting for a connection is part of it
+        depth = 3 if argv else 1
+        assert total <= 5 * depth * found["seconds"] + 120e-6  # each is rounded
 
 
 async def test_a_rate_is_not_exceeded():
@@ -295,6 +311,127 @@ async def test_wrk_counts_the_same():
     # wrk rounds to two decimals of its unit
     assert found["bytes"] / found["answers"] == pytest.approx(read / requests, rel=0.01)
     assert found["statuses"] == {"200": found["answers"]}
+
+
+@pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
+async def test_wrk_measures_the_same(capsys):
+    """A third of the answers is late: the percentiles above it are the server's delay, for both.
+
+    How exact they are depends on the machine, so they are printed; that they are of one
+    order is what would not hold if one of them counted wrongly.
+    """
+    async with serving(delay=0.05, every=3) as (url, _):
+        child = await asyncio.create_subprocess_exec(
+            *("wrk", "--latency", "-t1", "-c4", "-d1s", url), stdout=subprocess.PIPE
+        )
+        text = (await child.communicate())[0].decode()
+        found = await measured(url, "-c", 4, "-d", 1)
+    units = {"us": 1, "ms": 1e3, "s": 1e6}
+
+    def microseconds(pattern):
+        value, unit = re.search(pattern + r"\s+([\d.]+)(us|ms|s)\s", text).groups()
+        return float(value) * units[unit]
+
+    shares, latency = ("p75", "p90", "p99"), found["latency_us"]
+    theirs = {share: microseconds(f"{share[1:]}%") for share in shares}
+    ours = {share: latency[share] for share in shares}
+    rate = float(re.search(r"Requests/sec:\s+([\d.]+)", text)[1])
+    with capsys.disabled():
+        print(f"\nwrk: {rate:.0f}/s {theirs}; loadgen: {found['rate']:.0f}/s {ours}")
+    assert min(ours.values()) >= 49_000
+    for share in shares:  # wrk adds shorter ones for what it could not ask meanwhile
+        assert 0.1 < ours[share] / theirs[share] < 10
+    assert 0.1 < found["rate"] / rate < 10
+    # four connections that do nothing but wait: rate x mean latency is four, less the work
+    assert 0.4 <= found["rate"] * latency["mean"] / 1e6 <= 4.1
+    assert microseconds(r"Latency\s+\S+\s+\S+") >= 49_000  # the longest
+
+
+# -- the view on a terminal ---------------------------------------------------------------
+
+
+async def _on_a_terminal(backend, columns, url, *argv):
+    """What a terminal of so many columns was sent, and the result."""
+    loop, package = asyncio.get_running_loop(), str(Path(aiounify.__file__).parents[1])
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, columns))
+    os.set_blocking(ours, False)
+    shown = bytearray()
+
+    def read():
+        with contextlib.suppress(OSError):  # EIO: its other end is closed
+            shown.extend(os.read(ours, 65536))
+
+    loop.add_reader(ours, read)
+    try:
+        child = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-W", "error", EXAMPLES / "loadgen.py", url, *argv),
+            env={**os.environ, "PYTHONPATH": package, "AIOUNIFY_BACKEND": backend},
+            stdout=subprocess.PIPE,
+            stderr=theirs,
+        )
+        out, _ = await child.communicate()
+        read()
+    finally:
+        loop.remove_reader(ours)
+        os.close(theirs)
+        os.close(ours)
+    assert child.returncode == 0, shown
+    return shown.decode(), out.decode()
+
+
+@pytest.mark.parametrize("columns", [200, 80, 30, 0])
+async def test_the_view_on_a_terminal(columns):
+    """One line, which never wraps, drawn anew until it is cleared for the result."""
+    backend = asyncio.get_running_loop().backend
+    async with serving(delay=0.05) as (url, _):
+        # ten rounds of 50 ms, and the view is drawn each 250 ms at the latest
+        shown, out = await _on_a_terminal(backend, columns, url, "-n", "60", "-c", "4")
+    first, *views = shown.split("\r\x1b[K")
+    assert first == ""
+    assert views.pop() == ""  # nothing is left of it
+    assert views
+    for view in views:
+        assert len(view) < (columns or 80)
+        assert "\n" not in view
+        assert (
+            not columns
+            or columns < 80
+            or re.match(
+                r" +\d+\.\d s  \d+ answers  \d+/s  p50 \d+\.\d\d ms  p99 \d+\.\d\d ms  0 errors  ",
+                view,
+            )
+        )
+    counted = [int(n) for view in views for n in re.findall(r"s  (\d+) answers", view)]
+    assert counted == sorted(counted)
+    assert counted[-1] <= 60
+    if columns == 200:
+        bars = [view.rpartition("errors  ")[2] for view in views]
+        assert [len(bar) for bar in bars] == list(range(1, len(bars) + 1))
+        assert all(set(bar) <= set(loadgen._BARS) and "█" in bar for bar in bars)
+    assert out.startswith("60 answers in ")
+    assert "\x1b" not in out
+    await asyncio.get_running_loop().shutdown_default_executor()
+
+
+async def test_nothing_is_shown_if_that_is_asked_for():
+    backend = asyncio.get_running_loop().backend
+    async with serving(delay=0.05) as (url, _):
+        shown, out = await _on_a_terminal(backend, 80, url, "-n", "20", "-c", "2", "--quiet")
+    assert shown == ""
+    assert out.startswith("20 answers in ")
+    await asyncio.get_running_loop().shutdown_default_executor()
+
+
+@given(st.lists(st.integers(0, 10**6), max_size=40), st.integers(1, 300), st.floats(0, 10**6))
+def test_the_view_fits_any_terminal(rates, columns, now):
+    run = loadgen.Run.__new__(loadgen.Run)
+    run.histogram, run.errors, run.start = loadgen.Histogram(), loadgen.Counter(), 0.0
+    view = run.view(now, rates, columns)
+    assert len(view) <= columns
+    assert len(view) < columns or columns == 1
+    if len(view) < columns - 2 and rates:  # there was room for all
+        assert view.endswith(loadgen._BARS[8 * rates[-1] // (max(rates) or 1)])
 
 
 def test_bad_arguments(backend):

@@ -342,3 +342,36 @@ async def test_pipes_that_answer_each_other_keep_nothing_away():
         os.close(fd)
     await asyncio.sleep(0)
     await asyncio.sleep(0)
+
+
+async def test_clients_that_come_as_fast_as_they_are_accepted():
+    """Each connection that is accepted brings the next: the rest of the loop has its turns."""
+    loop, brought, tasks = asyncio.get_running_loop(), [], 0
+
+    class Server(asyncio.Protocol):
+        def connection_made(self, transport):
+            time.sleep(0.002)  # more than one turn accepts for
+            if len(brought) < 400:
+                bring()
+            transport.close()
+
+    server = await loop.create_server(Server, "127.0.0.1", 0, backlog=1000)
+    address = server.sockets[0].getsockname()
+
+    def bring():
+        sock = socket.socket()
+        sock.setblocking(False)
+        sock.connect_ex(address)
+        brought.append(sock)
+
+    bring()
+    bring()
+    while len(brought) < 400:
+        tasks += 1
+        await asyncio.sleep(0)
+    # one connection a turn; with the limit of asyncio's loop it would be all in one
+    assert tasks > 100
+    server.close()
+    await server.wait_closed()
+    for sock in brought:
+        sock.close()

@@ -127,7 +127,7 @@ def test_running_out_of_descriptors(backend, tmp_path):
     with Program(backend, tmp_path) as program:
         pid = program.process.pid
         assert program.ask("SET", "k", 1) == b"+OK\r\n"
-        used = len(os.listdir(f"/proc/{pid}/fd"))  # noqa: PTH208
+        used = len(os.listdir(f"/proc/{pid}/fd"))  # noqa: PTH208 - names, no Path each
         _, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (used + 3, hard))
         with contextlib.ExitStack() as stack:

@@ -2,63 +2,20 @@
 
 import os
 import re
-import select
 import signal
 import socket
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
+from program_output import Program
 
-import aiounify
-
-ROOT = Path(aiounify.__file__).parents[1]
 PROGRAM = Path(__file__).parents[1] / "examples" / "per_core.py"
-
-
-class Program:
-    """The example that runs; its lines."""
-
-    def __init__(self, backend, *arguments):
-        self.process = subprocess.Popen(
-            [sys.executable, "-W", "error", PROGRAM, *arguments],
-            env={**os.environ, "PYTHONPATH": str(ROOT), "AIOUNIFY_BACKEND": backend},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        self.text = ""
-
-    def until(self, pattern, times=1):
-        """Read until that many places match, and return them."""
-        deadline = time.monotonic() + 40
-        fd = self.process.stdout.fileno()
-        while len(found := re.findall(pattern, self.text, re.MULTILINE)) < times:
-            ready = select.select([fd], [], [], max(0, deadline - time.monotonic()))[0]
-            data = os.read(fd, 65536) if ready else b""
-            assert data, f"{pattern!r} did not come: {self.text}"
-            self.text += data.decode()
-        return found
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exc):
-        if self.process.poll() is None:
-            self.process.terminate()
-            try:
-                self.process.wait(20)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
-        self.process.stdout.close()
 
 
 @pytest.mark.parametrize("kind", ["threads", "processes"])
 def test_connections_are_dealt_out(backend, kind):
     arguments = ["--threads"] if kind == "threads" else []
-    with Program(backend, *arguments, "--workers", "3", "0") as program:
+    with Program(backend, PROGRAM, *arguments, "--workers", "3", "0") as program:
         port = int(program.until(rf"^port (\d+), 3 {kind}$")[0])
         program.until(r"^worker \d listens$", 3)
         served = dict.fromkeys(range(3), 0)
@@ -78,7 +35,7 @@ def test_connections_are_dealt_out(backend, kind):
 
 
 def test_a_worker_that_dies_ends_the_others(backend):
-    with Program(backend, "--workers", "2", "0") as program:
+    with Program(backend, PROGRAM, "--workers", "2", "0") as program:
         program.until(r"^worker \d listens$", 2)
         pid = program.process.pid
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()

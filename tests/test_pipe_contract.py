@@ -20,8 +20,8 @@ import weakref
 from pathlib import Path
 
 import pytest
-import test_stream_transport as streams
-from test_stream_transport import alive, noise, turns, until
+import stream_peers as streams
+from stream_peers import alive, noise, turns, until
 
 from aiounify._core.pipe_read import ReadPipeTransport
 from aiounify._core.pipe_write import WritePipeTransport
@@ -170,12 +170,12 @@ async def test_every_size():
             data = noise(size)
             protocol.received.clear()
             assert os.write(w, data) == size
-            await until(lambda: len(protocol.received) >= size)  # noqa: B023
+            await until(lambda: len(protocol.received) >= size)  # noqa: B023 - awaited here
             assert protocol.received == data
             for _ in range(20):  # back to small ones
                 protocol.received.clear()
                 os.write(w, data[:100])
-                await until(lambda: len(protocol.received) == min(100, size))  # noqa: B023
+                await until(lambda: len(protocol.received) == min(100, size))  # noqa: B023 - awaited here
                 assert protocol.received == data[:100]
         os.close(w)
 
@@ -196,7 +196,7 @@ async def test_pausing_stops_delivery_at_once():
         other.lost = protocol.lost
         for i in range(1, 20):
             os.write(w, b"%2d" % i)
-            await until(lambda: len(other.calls) == i)  # noqa: B023
+            await until(lambda: len(other.calls) == i)  # noqa: B023 - awaited here
             assert not transport.is_reading()
             os.write(w, b"..")
             await turns(3)
@@ -207,7 +207,7 @@ async def test_pausing_stops_delivery_at_once():
             assert len(other.calls) == i
             transport.resume_reading()
             assert transport.is_reading()
-            await until(lambda: len(other.received) == 4 * i)  # noqa: B023
+            await until(lambda: len(other.received) == 4 * i)  # noqa: B023 - awaited here
             other.calls = [("data",)] * i
             transport.resume_reading()
         assert other.received == b"".join(b"%2d.." % i for i in range(1, 20))
@@ -639,7 +639,7 @@ async def test_both_directions_of_one_descriptor():
     for _ in range(20):
         data = bytes(rng.choices(b"abcdef", k=500))
         os.write(peer, data)
-        await until(lambda: reader.received == data)  # noqa: B023
+        await until(lambda: reader.received == data)  # noqa: B023 - awaited here
         reader.received.clear()
         back.write(data)
         assert await read_exactly(peer, 500) == data
@@ -687,7 +687,7 @@ async def test_messages_of_a_socket_are_not_cut():
         async with reading(one.detach()) as protocol:
             for size in (1, 100000, 5, 150000):
                 two.send(bytes(size))
-                await until(lambda: len(protocol.received) >= size)  # noqa: B023
+                await until(lambda: len(protocol.received) >= size)  # noqa: B023 - awaited here
                 assert len(protocol.received) == size
                 protocol.received.clear()
 
@@ -706,7 +706,7 @@ async def test_a_number_that_is_used_again_at_once():
             assert protocol.received == b""
             message = b"%d" % turn
             writer.transport.write(message)
-            await until(lambda: protocol.received == message)  # noqa: B023
+            await until(lambda: protocol.received == message)  # noqa: B023 - awaited here
             writer.transport.write(b"never read")
     assert len(numbers) == 1
 

@@ -13,7 +13,7 @@ from io import FileIO
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_pipe_transport import HANG
+from pipe_peers import HANG
 
 pytestmark = [pytest.mark.every_reactor, pytest.mark.as_asyncio]
 

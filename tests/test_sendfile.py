@@ -592,7 +592,7 @@ async def test_file_whose_size_is_not_known(version):
 async def test_pipe_as_file():
     loop = asyncio.get_running_loop()
     r, w = os.pipe()
-    with open(r, "rb") as reader, pair() as (one, other):  # noqa: ASYNC230
+    with open(r, "rb") as reader, pair() as (one, other):  # noqa: ASYNC230 - a pipe's end
         os.write(w, b"through a pipe")
         os.close(w)
         with pytest.raises(asyncio.SendfileNotAvailableError, match="regular"):

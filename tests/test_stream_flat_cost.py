@@ -16,8 +16,7 @@ import sys
 
 import pytest
 from conftest import PROGRAMS, SANITIZED
-from test_stream_load import BACKENDS, Silent, descriptors, open_files, serve
-from test_stream_transport import (
+from stream_peers import (
     connect,
     moderate,
     resident,
@@ -27,6 +26,7 @@ from test_stream_transport import (
     turns,
     until,
 )
+from test_stream_load import BACKENDS, Silent, descriptors, open_files, serve
 
 from aiounify.bench import _perf
 
@@ -167,7 +167,7 @@ async def held(n, hold, record_property):
         more = min(n - len(made), 2000)
         total = len(made) + more
         assert await hold(f"connect {port} {more}") == more
-        await until(lambda: len(made) == total, "connections")  # noqa: B023
+        await until(lambda: len(made) == total, "connections")  # noqa: B023 - awaited here
     gc.collect()
     each = (resident() - memory) / n
     record_property("resident bytes for each idle connection", each)

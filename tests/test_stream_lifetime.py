@@ -17,7 +17,7 @@ import warnings
 import weakref
 
 import pytest
-from test_stream_transport import (
+from stream_peers import (
     HANG,
     LOOPS,
     Recorder,
@@ -187,7 +187,7 @@ def test_one_thread_after_the_other(kind, family):
         if number % 3 == 2:
             loop.run_until_complete(round_(number))
         else:
-            in_a_thread(lambda: loop.run_until_complete(round_(number)))  # noqa: B023
+            in_a_thread(lambda: loop.run_until_complete(round_(number)))  # noqa: B023 - ends in this round
     for _, b in pairs:
         b.close()
     for protocol in protocols:
@@ -294,7 +294,7 @@ def test_connection_lost_in_one_thread_and_let_go_in_another(kind):
 FORK = """
 import asyncio, gc, os, socket, sys, time, traceback
 sys.path.insert(0, sys.argv[2])
-from test_stream_transport import LOOPS, BufferedRecorder, Recorder, busy, turns, until
+from stream_peers import LOOPS, BufferedRecorder, Recorder, busy, turns, until
 
 parent, statuses = os.getpid(), []
 
@@ -423,7 +423,7 @@ assert statuses == [0], statuses
 def test_fork_with_open_connections(kind, case):
     """The child cannot use them and does not crash; the parent notices nothing."""
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", FORK, kind, os.path.dirname(__file__), case],  # noqa: PTH120
+        [sys.executable, "-W", "ignore", "-c", FORK, kind, os.path.dirname(__file__), case],  # noqa: PTH120 - text is wanted
         capture_output=True,
         text=True,
         timeout=HANG,

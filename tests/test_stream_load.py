@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 from conftest import SANITIZED
-from test_stream_transport import (
+from stream_peers import (
     LOOPS,
     STRESS,
     FewBuffersLoop,
@@ -72,7 +72,7 @@ def open_files(wanted):
 
 
 def descriptors():
-    return len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - names, no Path each
 
 
 # -- more than there is room for ---------------------------------------------------------------
@@ -104,7 +104,7 @@ async def test_500_connections_share_the_buffers(family, size):
         sent += message
         for peer in peers:
             assert peer.send(message) == size
-        await until(lambda: all(len(p.received) - 4 == len(sent) for p in made))  # noqa: B023
+        await until(lambda: all(len(p.received) - 4 == len(sent) for p in made))  # noqa: B023 - awaited here
         if not round_:
             exhausted = receives() - before
     if size == 100 and isinstance(loop, (FewBuffersLoop, TinyRingLoop)):
@@ -131,9 +131,9 @@ def overflown(number):
 
 
 def ring_number():
-    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - names, no Path each
         with contextlib.suppress(FileNotFoundError):  # the descriptor of the listing itself
-            if os.readlink(f"/proc/self/fd/{name}") == "anon_inode:[io_uring]":  # noqa: PTH115
+            if os.readlink(f"/proc/self/fd/{name}") == "anon_inode:[io_uring]":  # noqa: PTH115 - text, no Path
                 return int(name)
     raise AssertionError("no ring")
 
@@ -158,7 +158,7 @@ async def test_completions_overflow():
         expected += word
         for _, other in pairs:
             other.send(word)
-        await until(lambda: all(p.received == expected for p in protocols))  # noqa: B023
+        await until(lambda: all(p.received == expected for p in protocols))  # noqa: B023 - awaited here
     assert max(seen) > 0, "nothing has overflown"
     # ends, too: of the receive, of a cancelled one, of the stream
     for i, (protocol, (_, other)) in enumerate(zip(protocols, pairs, strict=True)):
@@ -317,7 +317,7 @@ async def test_connections_dropped_in_every_phase(family, by):
         made.clear()
         await turns(3)
         gc.collect()
-        return len(os.listdir("/proc/self/fd")), len(transports())  # noqa: PTH208
+        return len(os.listdir("/proc/self/fd")), len(transports())  # noqa: PTH208 - names, no Path each
 
     before = await all_phases(2)
     memory = resident()
@@ -442,7 +442,7 @@ async def test_numbers_used_again_at_once():
         numbers.add(transport._sock_fd)
         other.send(b"%d" % i)
         if i % 3 == 0:
-            await until(lambda: protocol.received)  # noqa: B023
+            await until(lambda: protocol.received)  # noqa: B023 - awaited here
             assert protocol.received == b"%d" % i
         elif i % 3 == 1:
             with busy():
@@ -519,7 +519,7 @@ async def test_no_descriptors_left_for_accept(family, monkeypatch):
     peers = [connect(family, address) for _ in range(3)]
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     hoard = []
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))), hard))  # noqa: PTH208
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))), hard))  # noqa: PTH208 - names, no Path each
     try:
         try:
             while True:

@@ -22,7 +22,7 @@ import pytest
 from conftest import SANITIZED
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_stream_transport import (
+from stream_peers import (
     LOOPS,
     STRESS,
     BufferedRecorder,
@@ -353,9 +353,9 @@ async def play(family, program, make_other, small, keep_open):
         if end.closed and not end.aborted and not other.gone:
             # close() sends all that was written; but an end that closes with something
             # unread, or is written to afterwards, resets the connection
-            await came(lambda: end.lost.done() or other.lost.done())  # noqa: B023
+            await came(lambda: end.lost.done() or other.lost.done())  # noqa: B023 - awaited here
             if end.received == other.sent:
-                await came(lambda: other.received == end.sent)  # noqa: B023
+                await came(lambda: other.received == end.sent)  # noqa: B023 - awaited here
     for end in ends:
         end.close()
     if clean:
@@ -369,7 +369,7 @@ async def play(family, program, make_other, small, keep_open):
 
 
 def descriptors():
-    return len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - names, no Path each
 
 
 def play_in(kind, *args, debug):

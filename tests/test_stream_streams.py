@@ -4,7 +4,7 @@ import asyncio
 import ssl
 
 import pytest
-from test_stream_transport import (
+from stream_peers import (
     Recorder,
     connect,
     every_loop,

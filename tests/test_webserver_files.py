@@ -318,7 +318,7 @@ async def test_no_more_descriptors(site, caplog):
     async with serving(site) as server, await server.connect() as client:
         assert (await client.get("/0.txt")).status == 200
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        now = max(map(int, os.listdir("/proc/self/fd")))  # noqa: PTH208
+        now = max(map(int, os.listdir("/proc/self/fd")))  # noqa: PTH208 - names, no Path each
         held = []
         resource.setrlimit(resource.RLIMIT_NOFILE, (now + 8, hard))
         try:

@@ -144,5 +144,5 @@ def test_no_answer_is_stale(backend, tmp_path, workers):
                 asker.sock.close()
         assert not stale
         program.process.terminate()
-        assert program.rest() == 0
+        assert program.ended() == 0
         assert "Traceback" not in program.text, program.text

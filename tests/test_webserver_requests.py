@@ -324,6 +324,25 @@ async def test_clients_that_take_nothing_are_dropped(site):
             await writer.wait_closed()
 
 
+async def test_a_client_whose_first_bytes_are_on_their_way_is_not_dropped(site, monkeypatch):
+    """Nothing is acknowledged yet when it is first looked at: its time begins then."""
+    connection = module("connection").Connection
+    monkeypatch.setattr(connection, "_progress", lambda self: 0.0)
+    os.truncate(site / "large.bin", 100_000_000)
+    async with serving(site, send_timeout=30, tick=0.02) as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1)
+        writer.write(GET.replace("a.txt", "large.bin").encode() + b"\r\n")
+        await reader.read(1)
+        held = next(iter(server.server.connections))
+        await until(lambda: held._acked == 0.0)
+        # as if all had gone by the short way, which sets no time; at least one more look
+        held._acked, held._acked_at = type(held)(server.server)._acked, 0.0
+        await asyncio.sleep(0.1)
+        assert server.server.connections == {held}
+        assert server.server.counts.timeouts == 0
+        writer.transport.abort()
+
+
 async def test_connections_for_each_client(site):
     async with serving(site, connections_per_client=3) as server:
         async with contextlib.AsyncExitStack() as stack:

@@ -5,7 +5,6 @@ import http.client
 import json
 import os
 import re
-import select
 import shutil
 import signal
 import socket
@@ -15,73 +14,24 @@ import threading
 import time
 from pathlib import Path
 
+import program_output
 import pytest
+from program_output import ROOT, environment
 from serving import write
 
-import aiounify
-
-ROOT = Path(aiounify.__file__).parents[1]
 CERTIFICATE = Path(__file__).parent / "programs" / "certificate.pem"
 
 
-def environment(backend="auto", **more):
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    return {**os.environ, "PYTHONPATH": path, "AIOUNIFY_BACKEND": backend, **more}
-
-
-class Program:
-    """`python -m aiounify serve` that runs; its lines."""
+class Program(program_output.Program):
+    """`python -m aiounify serve` that runs."""
 
     def __init__(self, backend, *arguments, port=0, before=()):
-        command = [
-            *before,
-            sys.executable,
-            "-W",
-            "error",
-            "-m",
-            "aiounify",
-            "serve",
-            "--port",
-            str(port),
-        ]
-        self.process = subprocess.Popen(
-            [*command, *map(str, arguments)],
-            env=environment(backend),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            process_group=0,
-        )
-        self.text = ""
-
-    def until(self, pattern, times=1):
-        """Read until that many places match, and return them."""
-        deadline = time.monotonic() + 40
-        fd = self.process.stdout.fileno()
-        while len(found := re.findall(pattern, self.text, re.MULTILINE)) < times:
-            ready = select.select([fd], [], [], max(0, deadline - time.monotonic()))[0]
-            data = os.read(fd, 65536) if ready else b""
-            assert data, f"{pattern!r} did not come: {self.text}"
-            self.text += data.decode()
-        return found
-
-    def rest(self):
-        """What it says until its end, and its status."""
-        self.text += self.process.stdout.read().decode()
-        return self.process.wait(40)
+        command = ("-m", "aiounify", "serve", "--port", port, *arguments)
+        super().__init__(backend, *command, before=before, process_group=0)
 
     def __enter__(self):
         self.port = int(self.until(r"^serving .* at https?://\S+:(\d+)/")[0])
         return self
-
-    def __exit__(self, *exc):
-        if self.process.poll() is None:
-            self.process.terminate()
-            try:
-                self.process.wait(20)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
-        self.process.stdout.close()
 
     def get(self, target):
         """One request on a connection of its own; its status and body."""
@@ -150,7 +100,7 @@ def test_one_worker_stops_gracefully(backend, site, tmp_path):
                 answer += data
             assert answer.endswith(b"\r\n\r\nslow")
             assert b"\r\nConnection: close\r\n" in answer
-        assert program.rest() == 0
+        assert program.ended() == 0
         lines = (tmp_path / "old").read_text() + log.read_text()
         assert '"GET /a.txt HTTP/1.1" 200 13 "-" "-"' in lines
         assert '"GET /slow HTTP/1.1" 200 4 ' in log.read_text()
@@ -165,7 +115,7 @@ def test_interrupted_twice(backend, site, tmp_path):
             program.process.send_signal(signal.SIGINT)
             program.until("worker 0 stops")
             program.process.send_signal(signal.SIGINT)
-            assert program.rest() == 1
+            assert program.ended() == 1
             assert "Traceback" not in program.text
 
 
@@ -223,7 +173,7 @@ def test_workers_share_and_are_replaced(backend, site):
         assert program.get("/p")[1].split()[1] == "two"
         assert total() >= counted  # what the dead ones had counted is still there
         program.process.terminate()
-        assert program.rest() == 0
+        assert program.ended() == 0
         assert "Traceback" not in program.text
         store = f"aiounify-serve-{program.process.pid}"
         assert not [p for p in Path("/dev/shm").iterdir() if store in p.name]
@@ -248,7 +198,7 @@ def test_shared_memory_is_full(backend, site, size):
             assert program.get("/p")[1].endswith(" two")
         assert len(program.children()) == 2
         program.process.terminate()
-        assert program.rest() == 0
+        assert program.ended() == 0
     told = "no shared store" if size == "64k" else "is not shared with other workers"
     assert 1 <= program.text.count(told) <= 2  # of each worker that built it
     assert "Traceback" not in program.text
@@ -275,7 +225,7 @@ def test_no_descriptors_left_to_accept(backend, site):
             sock.close()
         assert program.get("/a.txt") == (200, "content of a\n")
         program.process.terminate()
-        assert program.rest() == 0
+        assert program.ended() == 0
     assert program.text.count("socket.accept") == 1
 
 
@@ -288,7 +238,7 @@ def test_workers_end_with_their_supervisor(backend, site):
         program.process.wait()
         while any(Path(f"/proc/{pid}").exists() for pid in workers):
             time.sleep(0.01)
-        program.rest()
+        program.ended()
 
 
 # -- the command -------------------------------------------------------------------
@@ -351,7 +301,7 @@ def test_other_loops(site):
             assert program.get("/a.txt") == (200, text)
             assert program.get("/p")[1].split()[1] == text
         program.process.terminate()
-        assert program.rest() == 0
+        assert program.ended() == 0
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")

@@ -6,7 +6,7 @@ import socket
 import time
 
 import pytest
-from test_stream_transport import (
+from stream_peers import (
     Recorder,
     every_loop,
     families,

@@ -9,13 +9,14 @@ whatever fails in between closes it.  The rest is socket_transport.pyx's.
 """
 
 from cpython.object cimport PyObject
-from libc.stdint cimport uint8_t
+from libc.stdint cimport int64_t, uint8_t
 from libc.string cimport memcpy
 from posix.unistd cimport close as c_close
 
 import os
 
 from aiounify._core.address cimport address_of, sockaddr, sockaddr_storage, socklen_t
+from aiounify._core.backlog cimport monotonic_ns
 from aiounify._core.reactor cimport EAGAIN, EINTR, ENOBUFS, Reactor, errno
 from aiounify._core.socket_transport cimport SOCK_CLOEXEC, SOCK_NONBLOCK
 from aiounify._core.stream cimport StreamTransport
@@ -35,10 +36,15 @@ cdef extern from "Python.h":
     int PyContext_Exit(PyObject *) except -1
 
 
+cdef enum:
+    TURN_NS = 1_000_000      # after so long the loop has its turn
+
+
 cdef class Acceptor:
     """Accepts connections of one listening socket; the callback of its reader.
 
-    accept4 until the backlog is empty, at most `backlog` times a turn.  No socket
+    accept4 until the backlog is empty, at most `backlog` times a turn, and for a millisecond: to
+    clients that come as fast as they are accepted the rest of the loop is not lost.  No socket
     object, no task and no hop through the loop for each connection: the transport is
     made from the descriptor and the protocol gets connection_made at once.
 
@@ -72,6 +78,7 @@ cdef class Acceptor:
         cdef socklen_t n
         cdef int fd, error
         cdef Reactor reactor = <Reactor>self.loop._reactor
+        cdef int64_t began = monotonic_ns()
         for _ in range(self.backlog):
             if self.sock.fileno() < 0 or reactor.closed:
                 return  # the factory or the protocol closed the server, or forked
@@ -91,6 +98,8 @@ cdef class Acceptor:
                 raise exc
             self.exhausted = False
             self.accepted(fd, &address, n)
+            if monotonic_ns() - began >= TURN_NS:
+                return  # being level-triggered, the others are told again in the next turn
 
     cdef int accepted(self, int fd, sockaddr_storage *address, socklen_t n) except -1:
         cdef StreamTransport transport = None

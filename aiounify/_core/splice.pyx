@@ -9,7 +9,8 @@ its own between ends of which neither is one.
 What may block, and where it is done:
 
 * Pipes do not with SPLICE_F_NONBLOCK, sockets and terminals if they are non-blocking,
-  which is insisted on.  These are spliced in the loop's thread and waited for by readiness.
+  which is insisted on.  These are spliced in the loop's thread and waited for by readiness;
+  between two sockets natively, see relay.pyx.
 * A file that is read is looked at first, as in sendfile.pyx.
 * A file that is written to may wait for its disk for long, and nothing tells beforehand.  So
   it is done by a `Move`: IORING_OP_SPLICE (Linux 5.7), which the kernel hands to a worker,
@@ -28,6 +29,7 @@ Rules:
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from posix.unistd cimport close as c_close
+from posix.unistd cimport write as c_write
 
 import os
 import stat
@@ -39,6 +41,7 @@ from aiounify._core.reactor cimport (
     EINTR,
     EPOLLIN,
     EPOLLOUT,
+    SCRATCH,
     Op,
     errno,
 )
@@ -52,6 +55,7 @@ from aiounify._core.sendfile cimport (
     Source,
     duplicate,
 )
+from aiounify._core.socket_transport cimport MSG_DONTWAIT, MSG_NOSIGNAL
 
 
 cdef extern from "<fcntl.h>" nogil:
@@ -80,7 +84,16 @@ cdef extern from "uring_abi.h" nogil:
         IORING_OP_POLL_ADD
         IORING_OP_SPLICE
 
+cdef extern from "<errno.h>" nogil:
+    enum:
+        ENOMEM
+
+cdef extern from "<sys/socket.h>" nogil:
+    ssize_t recv(int fd, void *buf, size_t n, int flags)
+    ssize_t send(int fd, const void *buf, size_t n, int flags)
+
 cdef enum:
+    BULK_FROM = 65_536       # bytes at a time from which splicing is cheaper than copying
     STEP_WRITE = 5           # the target is a file, to be written to elsewhere
     FLAGS = SPLICE_F_MOVE | SPLICE_F_NONBLOCK
 
@@ -88,7 +101,8 @@ cdef enum:
     # kinds of descriptors
     PIPE = 0
     DISK = 1
-    OTHER = 2
+    SOCKET = 2
+    OTHER = 3
 
 
 WRITE = STEP_WRITE
@@ -106,7 +120,7 @@ cdef int kind_of(int fd, str which) except -1:
         raise ValueError(
             f"the {which} must be non-blocking: call setblocking(False) or os.set_blocking()"
         )
-    return OTHER
+    return SOCKET if stat.S_ISSOCK(mode) else OTHER
 
 
 cdef class Readiness(Op):
@@ -132,11 +146,6 @@ cdef class Pipe:
     does not grant it (/proc/sys/fs/pipe-max-size and the pages a user may have in pipes).
     OSError if there are no descriptors left.  To be closed; use it with `with`.
     """
-
-    cdef int reader, writer
-    cdef bint busy
-    cdef readonly Py_ssize_t pending
-    cdef readonly Py_ssize_t size
 
     def __cinit__(self, Py_ssize_t size=CHUNK):
         cdef int[2] fds
@@ -185,18 +194,6 @@ cdef class Pipe:
 
 cdef class Splice(Source):
     """What is left to be moved from one descriptor to another."""
-
-    cdef int out, source_kind, target_kind
-    cdef bint by_position        # the source's position is where it begins, and is set
-    cdef bint ended              # the source gives nothing more
-    cdef int64_t out_offset      # -1: the target's position
-    cdef int64_t left            # bytes that are still to reach the target; -1: all
-    cdef Pipe between
-    cdef bint private            # that pipe is nobody else's
-    cdef readonly uint64_t moved
-    cdef readonly int error
-    cdef readonly int waits_for  # the descriptor that blocks
-    cdef readonly uint32_t waits_events
 
     def __cinit__(self, int fd, offset, int out, out_offset, count, Pipe through):
         cdef int source, target
@@ -249,6 +246,11 @@ cdef class Splice(Source):
         if self.out >= 0:
             c_close(self.out)
 
+    @property
+    def is_relay(self):
+        """Whether it is between two sockets, and a Relay can go on with it."""
+        return self.source_kind == self.target_kind == SOCKET
+
     def close(self):
         """Set the source's position, and give everything back.  Twice is allowed."""
         if self.fd >= 0 and self.by_position:
@@ -268,15 +270,23 @@ cdef class Splice(Source):
                       size_t n) noexcept:
         """One system call: the bytes moved, or a negated errno."""
         cdef ssize_t done
+        self.syscalls += 1
         with nogil:
             done = c_splice(fd, off, out, out_off, n, FLAGS)
             if done < 0:
                 done = -errno
         return done
 
-    cdef int blocked(self, int fd, int out) noexcept:
+    cdef int blocked(self, int fd, int out, bint draining) noexcept:
         """EAGAIN: which of the two is it?"""
         cdef pollfd[2] p
+        if self.between is not None and self.source_kind != DISK:
+            # the pipe between is filled when it is empty, and emptied when it is not
+            if draining:
+                self.waits_for, self.waits_events = out, EPOLLOUT
+            else:
+                self.source_blocks()
+            return STEP_BLOCKED
         p[0].fd = -1 if fd == self.fd and self.source_kind == DISK else fd
         p[0].events = EPOLLIN
         p[1].fd = out
@@ -291,6 +301,13 @@ cdef class Splice(Source):
             return STEP_BLOCKED
         return STEP_TURN
 
+    cdef int source_blocks(self) noexcept:
+        self.waits_for, self.waits_events = self.fd, EPOLLIN
+        if self.run < BULK_FROM:
+            self.bulk = False
+        self.run = 0
+        return STEP_BLOCKED
+
     cdef int readable(self, int fd) noexcept:
         cdef pollfd p
         p.fd = fd
@@ -302,6 +319,10 @@ cdef class Splice(Source):
 
     def step(self):
         """One step: DONE, BLOCKED (by `waits_for`), COLD, TURN or WRITE."""
+        return self.go()
+
+    cdef int go(self) except -1:
+        """step(), natively."""
         cdef int64_t began = monotonic_ns(), size
         cdef Pipe between = self.between
         cdef ssize_t n
@@ -309,13 +330,24 @@ cdef class Splice(Source):
         cdef bint draining
         while True:
             draining = between is not None and between.pending > 0
-            size = self.wanted(between.pending if draining else CHUNK)
+            size = self.wanted(between.pending if draining else
+                               between.size if self.scratch != NULL else CHUNK)
             if size == 0 or self.error or (self.ended and not draining):
                 return STEP_DONE
             if not draining and self.source_kind == DISK:
                 size = self.within(size)
                 if self.cold(size):
                     return STEP_COLD
+            if self.scratch != NULL and not draining:
+                if self.empty:
+                    return self.source_blocks()
+                if not self.bulk:
+                    n = self.copy()
+                    if n == -EAGAIN:
+                        return self.source_blocks()
+                    if n == -EINTR or monotonic_ns() - began >= TURN_NS:
+                        return STEP_TURN
+                    continue
             fd = between.reader if draining else self.fd
             out = self.out if draining or between is None else between.writer
             if out == self.out and self.target_kind == DISK:
@@ -330,7 +362,7 @@ cdef class Splice(Source):
             elif n == 0:
                 self.ended = True
             elif n == -EAGAIN:
-                return self.blocked(fd, out)
+                return self.blocked(fd, out, draining)
             elif n == -EINTR:
                 return STEP_TURN  # signals are looked at there
             else:
@@ -339,10 +371,50 @@ cdef class Splice(Source):
             if monotonic_ns() - began >= TURN_NS:
                 return STEP_TURN
 
+    cdef int copy(self) noexcept:
+        """Receive and send once; what the target does not take goes into the pipe.
+
+        0, or a negated errno if the source gave nothing now.
+        """
+        cdef int64_t size = self.wanted(min(<int64_t>SCRATCH, <int64_t>self.between.size))
+        cdef ssize_t n, sent, kept
+        self.syscalls += 2
+        n = recv(self.fd, self.scratch, size, MSG_DONTWAIT)
+        if n <= 0:
+            if n == 0:
+                self.ended = True
+                return 0
+            if errno == EAGAIN or errno == EINTR:
+                return -errno
+            self.error = errno
+            return 0
+        self.run += n
+        if n == size:
+            self.bulk = True
+        else:
+            self.empty = self.tells_empty
+        sent = send(self.out, self.scratch, n, MSG_DONTWAIT | MSG_NOSIGNAL)
+        if sent < 0:
+            if errno != EAGAIN and errno != EINTR:
+                self.error = errno
+            sent = 0
+        self.moved += sent
+        if self.left > 0:
+            self.left -= sent
+        if sent < n:
+            # it is empty, and holds more than that
+            self.syscalls += 1
+            kept = c_write(self.between.writer, self.scratch + sent, n - sent)
+            self.between.pending += max(kept, 0)
+            if kept < n - sent and not self.error:
+                self.error = ENOMEM
+        return 0
+
     cdef int took(self, ssize_t n, bint draining) noexcept:
         if self.between is not None:
             if not draining:
                 self.between.pending += n
+                self.run += n
                 return 0
             self.between.pending -= n
         self.moved += n

@@ -24,7 +24,7 @@ Rules of lifetime:
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.object cimport PyObject
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 import asyncio
@@ -45,6 +45,7 @@ from aiounify._core.reactor cimport (
     spare_give,
     spare_take,
 )
+from aiounify._core.sendfile cimport CHUNK, Transfer
 from aiounify._core.socket_transport cimport (
     MSG_DONTWAIT,
     MSG_NOSIGNAL,
@@ -60,6 +61,8 @@ cdef extern from "<errno.h>" nogil:
         ENOTCONN
 
 cdef extern from "<sys/socket.h>" nogil:
+    enum:
+        MSG_MORE
     ssize_t send(int fd, const void *buf, size_t n, int flags)
     ssize_t sendmsg(int fd, const msghdr *msg, int flags)
     int shutdown(int fd, int how)
@@ -499,7 +502,58 @@ cdef class StreamTransport(StreamReceiver):
             raise OSError(errno, os.strerror(errno))
         return 0
 
-    # -- lending the socket to sendfile ------------------------------------------------
+    # -- files ------------------------------------------------------------------------
+
+    def try_sendfile(self, bytes head not None, int fd, int64_t offset, int64_t count,
+                     bint look=True):
+        """Send `head`, and `count` bytes of a file behind it, as far as both go at once.
+
+        Returns how many bytes of the file were sent.  They are fewer than `count` if the socket
+        takes no more, the next ones are not in memory, the file is shorter, half a millisecond is
+        over, or there was an error; the rest is for loop.sendfile(), which also tells what is
+        wrong.  What the socket did not take of `head` is queued, as by write().
+
+        -1: nothing was done.  Something that was written before is not sent yet, the transport
+        is closing, or the beginning of the file is not in memory: write() and loop.sendfile() do it.
+
+        `offset` and `count` are in bytes; `fd` is used during the call only, and is that of a
+        regular file.  `look` false: the caller knows that the bytes are in memory, as they were
+        sent a moment ago, and spares the look at them (see sendfile(2) in docs/sendfile.md).
+        """
+        cdef Transfer transfer
+        cdef Py_ssize_t n, size = bytes_size(<PyObject *>head)
+        if offset < 0 or count <= 0:
+            raise ValueError(f"offset {offset} and count {count} are no part of a file")
+        if self.pending_size or self.conn_lost or self.closing or self.eof or self.lent \
+                or self.empty_waiter is not None or self._loop is None or self.reactor.closed:
+            return -1
+        transfer = Transfer(fd, offset, count)
+        if not look:
+            transfer.warm_until = offset + count
+        elif transfer.cold(min(count, CHUNK)):
+            return -1
+        else:
+            transfer.warm_until = offset + min(count, CHUNK)
+        if size:
+            self.reactor.n_syscalls += 1
+            # one packet with what follows: of the two, the receiver would be woken twice
+            n = send(self._sock_fd, bytes_data(<PyObject *>head), size,
+                     MSG_NOSIGNAL | MSG_DONTWAIT | MSG_MORE)
+            if n < 0:
+                n = self.send_failed(errno)
+                if n < 0:
+                    return 0
+            if n < size:
+                self.queue(head, n)
+                return 0
+        try:
+            transfer.go(self._sock_fd)
+        except OSError:
+            pass  # no descriptor for what is to go on; whoever goes on finds out
+        self.reactor.n_syscalls += transfer.syscalls
+        return transfer.sent
+
+    # lending the socket to sendfile
 
     def _make_empty_waiter(self):
         if self.empty_waiter is not None:

@@ -131,7 +131,9 @@ def main(argv: list[str]) -> int:
         try:
             try:
                 launch = program.launch(Path(directory))
-                argv = [executable(program), *launch.argv[1:]]
+                argv = list(launch.argv)
+                if not launch.built:
+                    argv[0] = executable(program)
                 process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, cwd=directory)
                 _wait_listening(launch.address, process)
             except (OSError, RuntimeError, ChildError) as exc:

@@ -2,7 +2,8 @@
 
 Why it exists: asyncio has nothing for it, and splice(2) by hand needs a pipe, two kinds of
 waiting and a thread for files.  What moves the bytes and what may block is told in
-`_core/splice.pyx`; here is the waiting, once per wait and not per byte.
+`_core/splice.pyx`; here is the waiting, once per wait and not per byte.  Between two sockets, where
+waits are many and pieces may be small, `_core/relay.pyx` waits natively.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import asyncio
 import os
 from typing import TYPE_CHECKING, Any, Protocol
 
+from aiounify._core.relay import Relay
 from aiounify._core.sendfile import BLOCKED, COLD, DONE
 from aiounify._core.splice import WRITE, Move, Pipe, Readiness, Splice
 from aiounify._core.uring import probe
@@ -104,13 +106,15 @@ async def splice(
     target_offset: int | None = None,
     through: Pipe | None = None,
 ) -> int:
-    """Move `count` bytes, or all up to the end of the source, without copying them here.
+    """Move `count` bytes, or all up to the end of the source, without bringing them to Python.
 
     Both ends are file descriptors or have fileno(): pipes, files, block devices,
     non-blocking sockets and whatever else splice(2) takes.  `offset` and `target_offset`
     are bytes from the beginning of a file; left out, the file's own position is used and
     moved.  Returns the number of bytes that reached the target, which is less than
     `count` only at the end of the source.
+
+    Between two sockets pieces of up to 64 KiB are copied natively, larger ones spliced.
 
     If neither end is a pipe one is put between them: a private one if the source is a
     file, else the one passed as `through`.  What was taken from the source and did not
@@ -132,8 +136,13 @@ async def splice(
         count,
         through,
     )
+    relay = Relay(loop, job) if job.is_relay else None
     try:
-        while (state := job.step()) != DONE:
+        state = job.step()
+        while state != DONE:
+            if state == BLOCKED and relay is not None:
+                state = await relay
+                continue
             if state == BLOCKED:
                 await _ready(loop, job)
             elif state == COLD:
@@ -142,7 +151,10 @@ async def splice(
                 await _write(loop, job)
             else:
                 await asyncio.sleep(0)
+            state = job.step()
     finally:
+        if relay is not None:
+            relay.close()
         job.close()
     if job.error:
         raise OSError(job.error, os.strerror(job.error))

@@ -59,6 +59,7 @@ class Answer:
         "status",
         "stream",
         "tail",
+        "warm_until",
     )
 
     def __init__(
@@ -85,6 +86,8 @@ class Answer:
         self.held: Held | None = None
         #: what follows the body: bytes, or begin and end in the descriptor
         self.pieces: list[bytes | tuple[int, int]] = []
+        #: the time, of the server's clock, until which its file is taken to be in memory
+        self.warm_until = 0.0
         self.stream: AsyncGenerator[bytes, None] | None = None
         self.length = len(body) if length is None else length  # of the whole body; -1: not known
         lines = [f"HTTP/1.1 {status} {_REASONS.get(status, 'Unknown')}", f"Server: {SERVER}"]

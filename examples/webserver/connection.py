@@ -6,6 +6,8 @@ Rules:
   task: look the received bytes up, drain the file changes, write.  Draining comes after the bytes
   were received, and that is what makes the answer accurate: the kernel queues a change before the
   system call that makes it returns, so a request that was sent afterwards finds it in the queue.
+* A file that was sent before is sent in the same way, as far as the client takes it and it is in
+  memory, with its header in front; only what has to wait is left to a task.
 * Everything else is answered by a task, one at a time for a connection.  What the client sends
   meanwhile stays in the buffer, and from a size on in the kernel.
 * There is no timer for each connection: once a second `check()` looks at all.
@@ -37,6 +39,7 @@ __all__ = ["Connection"]
 _READ_AHEAD = 64 * 1024  # of requests that wait for their turn
 _LINGER = 2.0  # seconds in which a client may still send after the last answer
 _PIECE = 256 * 1024  # where a file is read and written instead of sent by the kernel
+_WARM = 1.0  # seconds for which a file that was sent is taken to be in memory
 _NEVER = float("inf")
 
 
@@ -81,7 +84,8 @@ class Connection(asyncio.Protocol):
         self._ending = False  # no further request is answered
         self._end_of_input = False
         self._deadline = _NEVER
-        self._acked = self._acked_at = 0.0
+        self._acked = -1.0  # not looked at yet
+        self._acked_at = 0.0
         self.client = ""
 
     # -- what the transport calls ------------------------------------------------------
@@ -126,8 +130,10 @@ class Connection(asyncio.Protocol):
                 if (
                     server.drain() == ready.generation
                     and (ready.check is None or ready.check.valid)
-                    and not ready.answer.pieces
+                    and (not ready.answer.pieces or self._send_at_once(known))
                 ):
+                    if ready.answer.pieces:
+                        return
                     counts = server.counts
                     began = 0.0 if counts.hits & 63 else perf_counter()
                     date = server.date
@@ -255,18 +261,56 @@ class Connection(asyncio.Protocol):
         self._task = self._server.loop.create_task(work)
 
     def _give(self, known: Known) -> None:
-        """Answer from memory: at once, or by a task if a file is to be sent."""
+        """Answer from memory: at once, or by a task if that has to wait."""
         server = self._server
-        server.counts.hits += 1
         if known.ready.answer.pieces:
-            self._start(self._again(known))
+            if not self._send_at_once(known):
+                server.counts.hits += 1
+                self._start_holding(known, None)
             return
+        server.counts.hits += 1
         self._transport.write(known.ready.at(server.date))
         if server.log is not None:
             server.log.hit(self.client, known)
 
-    async def _again(self, known: Known) -> None:
-        await self._finish(known.request, known.ready.answer, known.ready)
+    def _send_at_once(self, known: Known) -> bool:
+        """Send a file, and let a task send what has to wait; False if nothing was sent."""
+        server, ready = self._server, known.ready
+        answer, now = ready.answer, server.now
+        if not server.sends_files or len(answer.pieces) > 1 or known.request.method == "HEAD":
+            return False
+        begin, end = answer.pieces[0]
+        assert isinstance(begin, int)
+        counts = server.counts
+        began = 0.0 if counts.hits & 63 else perf_counter()
+        sent = self._transport.try_sendfile(
+            ready.at(server.date), answer.fd, begin, end - begin, now >= answer.warm_until
+        )
+        if sent < 0:
+            return False
+        counts.hits += 1
+        if sent < end - begin:
+            if not self._transport.is_closing():
+                self._idle = False
+                self._start_holding(known, begin + sent)
+            return True
+        if now >= answer.warm_until:
+            answer.warm_until = now + _WARM
+        self._deadline = server.idle_deadline
+        if began:
+            counts.took(perf_counter() - began, 64)
+        if server.log is not None:
+            server.log.hit(self.client, known)
+        return True
+
+    def _start_holding(self, known: Known, at: int | None) -> None:
+        """Let a task give what is known, which begins later: the descriptor is kept from now on."""
+        held = known.ready.answer.held
+        assert held is not None
+        held.acquire()
+        self._start(self._finish(known.request, known.ready.answer, known.ready, at))
+        assert self._task is not None
+        self._task.add_done_callback(lambda _: held.release())
 
     async def _answer(self, request: Request) -> None:
         server = self._server
@@ -283,8 +327,13 @@ class Connection(asyncio.Protocol):
         server.counts.answered(answer.status, server.loop.time() - began)
         await self._finish(request, answer, None)
 
-    async def _finish(self, request: Request, answer: Answer, ready: Ready | None) -> None:
-        """Send an answer, and go on with the next request."""
+    async def _finish(
+        self, request: Request, answer: Answer, ready: Ready | None, at: int | None = None
+    ) -> None:
+        """Send an answer, and go on with the next request.
+
+        `at`: the header was sent, and the file that is its body up to there.
+        """
         server = self._server
         body = request.method != "HEAD"
         keep = request.keep_alive and not answer.close and not server.stopping
@@ -306,11 +355,15 @@ class Connection(asyncio.Protocol):
                     if answer.lasting and keep:  # so that what is known never ends a connection
                         server.remember(request, ready)
             if ready is not None:
-                await self._room()
-                self._transport.write(ready.at(server.date))
+                pieces = answer.pieces
+                if at is None:
+                    await self._room()
+                    self._transport.write(ready.at(server.date))
+                else:
+                    pieces = [(at, answer.pieces[0][1])]
                 sent = answer.length if body else 0
                 if body:
-                    for piece in answer.pieces:
+                    for piece in pieces:
                         if isinstance(piece, bytes):
                             self._transport.write(piece)
                         elif not await self._send(answer.fd, *piece):
@@ -349,9 +402,15 @@ class Connection(asyncio.Protocol):
         server = self._server
         if server.sends_files:
             file: Any = _File(fd)
-            sent = await server.loop.sendfile(
-                self._transport, file, begin, end - begin, fallback=False
-            )
+            try:
+                sent = await server.loop.sendfile(
+                    self._transport, file, begin, end - begin, fallback=False
+                )
+            except asyncio.SendfileNotAvailableError as exc:
+                # asyncio's word for an error before the first byte; a client that has gone is one
+                if isinstance(exc.__cause__, ConnectionError):
+                    raise exc.__cause__ from None
+                raise
         else:
             sent = 0
             while sent < end - begin:
@@ -469,4 +528,4 @@ class Connection(asyncio.Protocol):
             info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 128)
             return float(struct.unpack_from("Q", info, 120)[0])
         except (OSError, AttributeError, struct.error):
-            return self._acked
+            return max(self._acked, 0.0)

@@ -86,7 +86,7 @@ async def listing(
     real = os.path.realpath(place)  # noqa: ASYNC240 - a look at what is in memory
     if real != pages.root and not real.startswith(pages.root.rstrip("/") + "/"):
         raise PermissionError(f"{place} leads out of {pages.root}")
-    if not os.path.isdir(place):  # noqa: PTH112, ASYNC240
+    if not os.path.isdir(place):  # noqa: PTH112, ASYNC240 - text, and no disk
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), place)
 
     async def build(building: Any) -> tuple[bytes, Mapping[str, str]]:

@@ -205,12 +205,12 @@ class _Unrecorded:
 
     async def stat(self, path: str) -> os.stat_result | None:
         try:
-            return os.stat(path)  # noqa: PTH116
+            return os.stat(path)  # noqa: PTH116 - hot
         except FileNotFoundError:
             return None
 
     async def listdir(self, path: str) -> list[str]:
-        return os.listdir(path)  # noqa: PTH208
+        return os.listdir(path)  # noqa: PTH208 - names
 
     def expires_in(self, seconds: float) -> None:
         """Nothing is kept anyway."""

@@ -47,6 +47,8 @@ class Launch:
 
     argv: tuple[str, ...]
     address: Address
+    #: True if argv[0] is to be started as it is, because it was just built.
+    built: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,8 @@ class Program:
     #: What it is asked for its version.
     version: tuple[str, ...]
     #: Writes what it needs into a directory that is removed afterwards.  The program must stay in
-    #: the foreground and in its process group; argv[0] is replaced by the executable's path.
+    #: the foreground and in its process group; argv[0] is replaced by the executable's path,
+    #: unless that was needed only to build it.
     launch: Callable[[Path], Launch]
 
 

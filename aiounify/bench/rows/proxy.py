@@ -2,12 +2,14 @@
 
 wrk asks through the proxy for bodies of one size, so the CPU time of a request is that of so many
 bytes.  On aiounify the proxy is examples/proxy.py, which splices; on other loops it is one of
-asyncio's streams, as people write it; haproxy forwards TCP with splicing on.
+asyncio's streams, as people write it; haproxy forwards TCP with splicing on; and a proxy of 200
+lines of C, built when it is measured, does nothing but splice.
 """
 
 import asyncio
 import contextlib
 import importlib
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ __all__ = ["ROWS"]
 
 _CONNECTIONS = 16
 _EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
+_SOURCE = Path(__file__).resolve().parents[1] / "c" / "splice_proxy.c"
 
 _kept: list[object] = []
 
@@ -75,6 +78,21 @@ def _row(name: str, size: int) -> HttpRow:
         )
         return Launch(("haproxy", "-db", "-f", str(directory / "haproxy.cfg")), ("127.0.0.1", mine))
 
+    def build(directory: Path) -> Launch:
+        if not _SOURCE.is_file():
+            raise FileNotFoundError(f"{_SOURCE} is not there: run this in the source tree")
+        made = directory / "splice_proxy"
+        done = subprocess.run(
+            ["cc", "-O2", "-Wall", "-o", made, _SOURCE],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise OSError(f"cc failed: {done.stderr}")
+        mine, to = free_port(), started(size)[1]
+        return Launch((str(made), str(mine), str(to)), ("127.0.0.1", mine), built=True)
+
     return HttpRow(
         f"proxy-{name}",
         f"A TCP proxy, bodies of {name.upper()}iB through it: {_CONNECTIONS} connections of wrk.",
@@ -89,6 +107,13 @@ def _row(name: str, size: int) -> HttpRow:
                 "haproxy is not installed (Debian, Ubuntu: apt-get install haproxy)",
                 ("-v",),
                 launch,
+            ),
+            Program(
+                "splice-c",
+                "cc",
+                "no C compiler is installed (Debian, Ubuntu: apt-get install gcc)",
+                ("--version",),
+                build,
             ),
         ),
         base="haproxy",
