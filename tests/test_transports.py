@@ -7,6 +7,7 @@ import secrets
 import socket
 import ssl
 import sys
+import unittest.mock
 from pathlib import Path
 
 import pytest
@@ -748,10 +749,27 @@ async def test_every_public_method_of_asyncios_transports_is_there():
         names = [n for n in dir(kind) if not n.startswith("_") and callable(getattr(kind, n))]
         assert len(names) >= 7
         assert [name for name in names if not hasattr(transport, name)] == []
+        transport.note = "mine"
+        assert vars(transport) == {"note": "mine"}
     for name in ("is_reading", "pause_reading", "resume_reading"):
         with pytest.raises(NotImplementedError):
             getattr(writer, name)()
     for transport in expected:
         transport.close()
+    other.close()
+    await asyncio.sleep(0.001)
+
+
+async def test_tests_may_replace_methods_of_a_transport():
+    """As aiohttp's own do; what the transport does by itself is not redirected."""
+    loop = asyncio.get_running_loop()
+    one, other = socket.socketpair()
+    transport, _ = await loop.create_connection(Echo, sock=one)
+    with unittest.mock.patch.object(transport, "write", side_effect=ConnectionResetError):
+        with pytest.raises(ConnectionResetError):
+            transport.write(b"x")
+    transport.write(b"y")
+    assert other.recv(10) == b"y"
+    transport.close()
     other.close()
     await asyncio.sleep(0.001)

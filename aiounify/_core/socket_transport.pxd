@@ -32,6 +32,7 @@ cdef class SocketTransport(Transport):
     cdef bint lent              # sendfile has the descriptor
     cdef bint fd_closed
     cdef bint lost_called       # connection_lost was called; the descriptor waits for the ring
+    cdef dict __dict__          # programs may add attributes and replace methods, as in asyncio
 
     cdef int open(self, loop, int fd, sock, protocol, extra, server) except -1
     cdef dict facts(self)
