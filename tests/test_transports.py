@@ -765,9 +765,11 @@ async def test_tests_may_replace_methods_of_a_transport():
     loop = asyncio.get_running_loop()
     one, other = socket.socketpair()
     transport, _ = await loop.create_connection(Echo, sock=one)
-    with unittest.mock.patch.object(transport, "write", side_effect=ConnectionResetError):
-        with pytest.raises(ConnectionResetError):
-            transport.write(b"x")
+    with (
+        unittest.mock.patch.object(transport, "write", side_effect=ConnectionResetError),
+        pytest.raises(ConnectionResetError),
+    ):
+        transport.write(b"x")
     transport.write(b"y")
     assert other.recv(10) == b"y"
     transport.close()
