@@ -36,9 +36,9 @@ def futex_waitv_offered() -> Feature:
 
 def robust_offered() -> Feature:
     """A list of robust futexes in this thread: locks tell that their owner died."""
-    from aiounify._core import futex
+    from aiounify._core import robust
 
-    code = futex.robust_offered()
+    code = robust.robust_offered()
     if not code:
         return Feature(True, "robust futexes (get_robust_list)")
     return Feature(False, f"refused: {os.strerror(code)} ({errno.errorcode.get(code, code)})")

@@ -14,13 +14,15 @@ import errno
 import os
 import time
 
-from aiounify._core.futex import FutexWait, LoopFutexes, Word
+from aiounify._core.futex import Word
+from aiounify._core.futex_loop import LoopFutexes
+from aiounify._core.futex_wait import FutexWait
 from aiounify.loop import EventLoop
 
 UNTIL_CHANGED = 1
 UNTIL_FREE = 2
 ALL = 0xFFFFFFFF
-# A thread looks at its word this often, as the loop's patrol does: see _core/futex.pyx.
+# A thread looks at its word this often, as the loop's patrol does: see _core/futex_loop.pyx.
 SLICE_NS = 250_000_000
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from aiounify._core.futex import LockWord
+from aiounify._core.robust import LockWord
 from aiounify._waiting import UNTIL_FREE, Deadline, block_on, sleep_on
 from aiounify.sync.segment import HEADER, Shared
 

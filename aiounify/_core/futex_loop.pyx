@@ -1,0 +1,164 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""What a loop waits for futexes with: its ring, threads, or its own sleep.
+
+Why it exists: which of them it is depends on the backend, the kernel and, on epoll, on what ends
+the loop's sleeps; nobody else has to know.
+
+Waits of `aiounify.sync` are looked at four times a second (PATROL): one whose word no longer gives
+a reason to sleep is ended.  So a wake that was swallowed by a process that was killed costs a
+quarter of a second at most, and nothing depends on the dead.
+"""
+
+from libc.stdint cimport uint32_t
+
+from aiounify._core.backlog cimport STATE_CLOSED, STATE_FORKED
+from aiounify._core.epoll cimport EpollReactor
+from aiounify._core.futex cimport Word
+from aiounify._core.futex_near cimport NearWords
+from aiounify._core.futex_threads cimport ThreadWaits
+from aiounify._core.futex_wait cimport ANY, WAITV_MAX, FutexWait, Home
+from aiounify._core.reactor cimport ECANCELED, Reactor
+from aiounify._core.scheduler cimport Scheduler
+from aiounify._core.uring import probe
+
+cdef extern from "uring_abi.h" nogil:
+    enum:
+        IORING_OP_FUTEX_WAIT
+        IORING_OP_FUTEX_WAITV
+
+cdef uint32_t ALL = 0xffffffffu
+PATROL_SECONDS = 0.25
+
+
+cdef class LoopFutexes(Home):
+    """A loop's futex waits: in its ring, or in threads."""
+
+    cdef Scheduler loop
+    cdef Reactor reactor
+    cdef readonly bint in_ring
+    cdef bint closed
+    cdef object patrol_timer
+    cdef ThreadWaits threads
+    cdef NearWords near       # on epoll, or None
+
+    def __init__(self, Scheduler loop, bint ring, bint waitv, object near=None):
+        """`ring`, `waitv`: whether FUTEX_WAIT and futex_waitv may be used.
+
+        `near`: whether an epoll loop's own thread waits too; None: while it is worth it.
+        """
+        self.loop = loop
+        self.reactor = loop.reactor
+        self.in_ring = (
+            ring and loop.reactor.name() == "uring"
+            and IORING_OP_FUTEX_WAIT in probe().ops and IORING_OP_FUTEX_WAITV in probe().ops
+        )
+        self.threads = ThreadWaits(self, self.reactor, waitv)
+        if waitv and near is not False and isinstance(self.reactor, EpollReactor):
+            self.near = NearWords(self.threads, <EpollReactor>self.reactor, near is True)
+            if near:
+                self.near.begin()
+
+    @property
+    def threads_used(self):
+        return self.threads.threads.threads if self.threads.event_fd >= 0 else 0
+
+    @property
+    def in_loop(self):
+        return self.near is not None and self.near.on
+
+    def wait(self, Word word not None, uint32_t expected, uint32_t mask=ALL, int patrol=ANY):
+        """Start a wait for one word."""
+        cdef FutexWait op = FutexWait()
+        if not mask:
+            raise ValueError("mask must not be 0: nothing could wake this")
+        op.prepare_one(word, expected, mask)
+        op.patrol = patrol
+        self.begin(op)
+        if patrol:
+            self.patrolled[op] = None
+            if self.patrol_timer is None:
+                self.patrol_timer = self.loop.call_later(PATROL_SECONDS, self.look_around)
+        return op
+
+    def wait_any(self, tuple words, tuple values):
+        """Start a wait for up to 128 words."""
+        cdef FutexWait op = FutexWait()
+        if not 0 < len(words) <= WAITV_MAX or len(values) != len(words):
+            raise ValueError("1 to 128 words, and a value for each")
+        op.prepare_many(words, values)
+        self.begin(op)
+        return op
+
+    cdef int begin(self, FutexWait op) except -1:
+        cdef Py_ssize_t i
+        if self.loop.q.state & (STATE_CLOSED | STATE_FORKED) or self.closed:
+            self.loop._check_closed()
+        op.home = self
+        op.future = self.loop.create_future()
+        for i in range(len(op.words)):
+            (<Word>op.words[i]).pins += 1
+        if self.in_ring:
+            return self.reactor.submit(op)
+        try:
+            if self.near is not None and self.near.on and op.vector == NULL and op.mask == ALL:
+                self.near.add(op)
+            else:
+                self.threads.add(op)
+        except OSError:
+            op.done = True
+            op.future.cancel()
+            op.over(-ECANCELED)
+            raise
+        return 0
+
+    cdef int told(self) except -1:
+        if self.near is not None:
+            self.near.told()
+        return 0
+
+    cdef bint pass_to(self, uint32_t *word, uint32_t mask) except -1:
+        """Wake another of this loop's waits; those in the ring, the kernel knows."""
+        if self.near is not None and self.near.pass_to(word):
+            return True
+        return self.threads.pass_to(word, mask)
+
+    cdef int end(self, FutexWait op) except -1:
+        """End a wait that goes on; its future is told, or done already."""
+        if op.done or self.closed:
+            return 0
+        if self.in_ring:
+            if not self.loop.q.state & (STATE_CLOSED | STATE_FORKED):
+                self.reactor.cancel(op)
+            return 0
+        if op.near:
+            return self.near.finish(self.near.ops.index(op), -ECANCELED)
+        return self.threads.end(op)
+
+    def look_around(self):
+        """The patrol: end waits whose word gives no reason to sleep any more."""
+        cdef FutexWait op
+        self.patrol_timer = None
+        if self.closed:
+            return
+        for op in list(self.patrolled):
+            if op.stale():
+                self.end(op)
+        if self.patrolled:
+            self.patrol_timer = self.loop.call_later(PATROL_SECONDS, self.look_around)
+
+    def close(self):
+        """The loop closes: end the threads.  What is in the ring, the reactor cancels."""
+        if self.closed:
+            return
+        self.closed = True
+        if self.patrol_timer is not None:
+            self.patrol_timer.cancel()
+            self.patrol_timer = None
+        if self.near is not None:
+            self.near.end()
+            self.near.on = False
+            self.near.ops.clear()
+            self.near = None  # the two refer to each other
+        self.threads.close()
+        self.threads.home = None  # so do these
+        self.patrolled.clear()
