@@ -15,10 +15,10 @@ import os
 import time
 
 from aiounify._core.futex import Word
-from aiounify._core.futex_loop import LoopFutexes
-from aiounify._core.futex_wait import FutexWait
+from aiounify._core.futex_loop import LoopFutexes, configure, start_wait
 from aiounify.loop import EventLoop
 
+ANY = 0
 UNTIL_CHANGED = 1
 UNTIL_FREE = 2
 ALL = 0xFFFFFFFF
@@ -45,18 +45,20 @@ def loop_futexes() -> LoopFutexes:
     return found
 
 
-async def finish(wait: FutexWait) -> int:
-    """Await a wait that was started: the index of the word woken, or -1."""
-    try:
-        return await wait.future
-    except BaseException:
-        wait.give_up()
-        raise
+configure(loop_futexes)
 
 
 async def sleep_on(word: Word, expected: int, patrol: int) -> bool:
     """Sleep while the word is `expected`; whether it was woken."""
-    return await finish(loop_futexes().wait(word, expected, ALL, patrol)) >= 0
+    wait = start_wait(word, expected, ALL, patrol)
+    if wait is None:
+        return False
+    try:
+        await wait
+    except BaseException:
+        wait.give_up()
+        raise
+    return wait.found() >= 0
 
 
 class Deadline:

@@ -20,16 +20,19 @@ Rules:
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
 from typing import TYPE_CHECKING
 
 from aiounify._core.futex import Word
-from aiounify._waiting import ALL, Deadline, finish, loop_futexes
+from aiounify._core.futex_loop import start_wait
+from aiounify._core.futex_wait import FirstOf
+from aiounify._waiting import ALL, ANY, Deadline, loop_futexes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from aiounify._core.futex_wait import FutexWait
 
 __all__ = ["Futex", "wait_any"]
 
@@ -49,13 +52,22 @@ class Futex(Word):
 
     __slots__ = ()
 
-    async def wait(self, expected: int, *, mask: int = ALL) -> bool:
+    async def wait(self, expected: int, *, mask: int = ALL, to: Word | None = None) -> bool:
         """Sleep until woken: True; False if the word was not `expected`.
 
-        `mask` restricts who can wake it: wake(mask=...) needs a bit in common.  Cancelling it
-        ends the wait, and passes on a wake that had come.  RuntimeError under another event loop.
+        `mask` restricts who can wake it: wake(mask=...) needs a bit in common.  `to` is the word
+        that requeue() may move this wait to.  Cancelling it ends the wait, and passes on a wake
+        that had come.  RuntimeError under another event loop.
         """
-        return await finish(loop_futexes().wait(self, expected, mask)) >= 0
+        wait = start_wait(self, expected, mask, ANY, to)
+        if wait is None:
+            return False
+        try:
+            await wait
+        except BaseException:
+            wait.give_up()
+            raise
+        return wait.found() >= 0
 
     def wait_blocking(
         self, expected: int, timeout: float | None = None, *, mask: int = ALL
@@ -97,17 +109,15 @@ async def wait_any(waits: Iterable[tuple[Word, int]]) -> int:
         for index, (word, expected) in enumerate(pairs):
             if word.load() != expected:
                 return index
-        started = []
+        started: list[tuple[int, FutexWait]] = []
         try:
             for begin in range(0, len(pairs), _GROUP):
                 group = pairs[begin : begin + _GROUP]
                 wait = home.wait_any(tuple(w for w, _ in group), tuple(v for _, v in group))
                 started.append((begin, wait))
-            await asyncio.wait(
-                [wait.future for _, wait in started], return_when=asyncio.FIRST_COMPLETED
-            )
+            await FirstOf(tuple(wait for _, wait in started))
             for begin, wait in started:
-                if wait.future.done() and (found := wait.future.result()) >= 0:
+                if wait.finished and (found := wait.found()) >= 0:
                     started.remove((begin, wait))
                     return begin + found
         finally:

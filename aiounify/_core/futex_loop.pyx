@@ -11,6 +11,8 @@ quarter of a second at most, and nothing depends on the dead.
 
 from libc.stdint cimport uint32_t
 
+import asyncio
+
 from aiounify._core.backlog cimport STATE_CLOSED, STATE_FORKED
 from aiounify._core.epoll cimport EpollReactor
 from aiounify._core.futex cimport Word
@@ -20,26 +22,32 @@ from aiounify._core.futex_wait cimport ANY, WAITV_MAX, FutexWait, Home
 from aiounify._core.reactor cimport ECANCELED, Reactor
 from aiounify._core.scheduler cimport Scheduler
 from aiounify._core.uring import probe
+from aiounify._core.words cimport word_load
 
 cdef extern from "uring_abi.h" nogil:
     enum:
         IORING_OP_FUTEX_WAIT
         IORING_OP_FUTEX_WAITV
 
+cdef enum:
+    STREAK = 64    # waits without a reason in a row before the loop gets a turn
+
 cdef uint32_t ALL = 0xffffffffu
+cdef object _get_running_loop = asyncio._get_running_loop
+cdef object make_futexes = None
 PATROL_SECONDS = 0.25
 
 
 cdef class LoopFutexes(Home):
     """A loop's futex waits: in its ring, or in threads."""
 
-    cdef Scheduler loop
     cdef Reactor reactor
     cdef readonly bint in_ring
     cdef bint closed
     cdef object patrol_timer
     cdef ThreadWaits threads
     cdef NearWords near       # on epoll, or None
+    cdef unsigned streak      # waits in a row that there was no reason for
 
     def __init__(self, Scheduler loop, bint ring, bint waitv, object near=None):
         """`ring`, `waitv`: whether FUTEX_WAIT and futex_waitv may be used.
@@ -66,12 +74,18 @@ cdef class LoopFutexes(Home):
     def in_loop(self):
         return self.near is not None and self.near.on
 
-    def wait(self, Word word not None, uint32_t expected, uint32_t mask=ALL, int patrol=ANY):
-        """Start a wait for one word."""
-        cdef FutexWait op = FutexWait()
+    cdef FutexWait start(self, Word word, uint32_t expected, uint32_t mask, int patrol,
+                         Word moved):
+        cdef FutexWait op
         if not mask:
             raise ValueError("mask must not be 0: nothing could wake this")
-        op.prepare_one(word, expected, mask)
+        if word_load(word.at()) != expected:
+            self.streak += 1
+            if self.streak < STREAK:
+                return None
+        self.streak = 0
+        op = FutexWait.__new__(FutexWait)
+        op.prepare_one(word, expected, mask, moved)
         op.patrol = patrol
         self.begin(op)
         if patrol:
@@ -82,7 +96,7 @@ cdef class LoopFutexes(Home):
 
     def wait_any(self, tuple words, tuple values):
         """Start a wait for up to 128 words."""
-        cdef FutexWait op = FutexWait()
+        cdef FutexWait op = FutexWait.__new__(FutexWait)
         if not 0 < len(words) <= WAITV_MAX or len(values) != len(words):
             raise ValueError("1 to 128 words, and a value for each")
         op.prepare_many(words, values)
@@ -90,13 +104,10 @@ cdef class LoopFutexes(Home):
         return op
 
     cdef int begin(self, FutexWait op) except -1:
-        cdef Py_ssize_t i
         if self.loop.q.state & (STATE_CLOSED | STATE_FORKED) or self.closed:
             self.loop._check_closed()
         op.home = self
-        op.future = self.loop.create_future()
-        for i in range(len(op.words)):
-            (<Word>op.words[i]).pins += 1
+        op.pin(1)
         if self.in_ring:
             return self.reactor.submit(op)
         try:
@@ -106,7 +117,6 @@ cdef class LoopFutexes(Home):
                 self.threads.add(op)
         except OSError:
             op.done = True
-            op.future.cancel()
             op.over(-ECANCELED)
             raise
         return 0
@@ -162,3 +172,24 @@ cdef class LoopFutexes(Home):
         self.threads.close()
         self.threads.home = None  # so do these
         self.patrolled.clear()
+
+
+def configure(make):
+    """Tell how the running loop gets its LoopFutexes: see aiounify/_waiting.py."""
+    global make_futexes
+    make_futexes = make
+
+
+def start_wait(Word word not None, uint32_t expected, uint32_t mask=ALL, int patrol=ANY,
+               Word moved=None):
+    """Start a wait for one word in the running loop; None if its value is another one.
+
+    RuntimeError under another event loop.
+    """
+    cdef object loop = _get_running_loop()
+    cdef object futexes = None
+    if isinstance(loop, Scheduler):
+        futexes = (<Scheduler>loop).attached.get("futexes")
+    if futexes is None:
+        futexes = make_futexes()
+    return (<LoopFutexes?>futexes).start(word, expected, mask, patrol, moved)

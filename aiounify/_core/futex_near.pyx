@@ -107,7 +107,6 @@ cdef class NearWords(Sleeper):
         cdef FutexWait op = <FutexWait>self.ops.pop(i)
         op.near = False
         op.done = True
-        op.result = result
         return op.over(result)
 
     cdef bint pass_to(self, uint32_t *word) except -1:
@@ -116,7 +115,7 @@ cdef class NearWords(Sleeper):
         cdef Py_ssize_t i
         for i in range(len(self.ops)):
             op = <FutexWait>self.ops[i]
-            if op.first == word and not op.future.done():
+            if op.first == word and not op.given_up:
                 self.finish(i, 0)
                 return True
         return False
@@ -227,8 +226,8 @@ cdef int near_wake(uint32_t *word, int n) except -1:
                 continue
             if loop.pid != getpid():
                 break  # a fork of the process that waits
-            woken += not op.future.done()
-            loop.finish(i, 0 if not op.future.done() else -ECANCELED)
+            woken += not op.given_up
+            loop.finish(i, 0 if not op.given_up else -ECANCELED)
     return woken
 
 

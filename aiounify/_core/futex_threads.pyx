@@ -31,7 +31,8 @@ cdef extern from "futex_thread.h" nogil:
         uint64_t id
         int result
     void ft_open(ft *f, int event_fd, int waitv)
-    ft_group *ft_add(ft *f, uint64_t id, uint32_t *word, uint32_t expected, uint32_t mask)
+    ft_group *ft_add(ft *f, uint64_t id, uint32_t *word, uint32_t expected, uint32_t mask,
+                     uint32_t *moved)
     int ft_remove(ft *f, ft_group *g, uint64_t id)
     uint32_t *ft_take_stray(ft *f)
     size_t ft_take(ft *f, ft_result *to, size_t most)
@@ -57,10 +58,11 @@ cdef class ThreadWaits(Watched):
         if self.event_fd < 0:
             self.open()
         op.groups = {}
-        for i in range(len(op.words)):
+        for i in range(op.count):
             self.last_id += 1
             group = ft_add(
-                &self.threads, self.last_id, op.address_of(i), op.expected_at(i), op.mask
+                &self.threads, self.last_id, op.address_of(i), op.expected_at(i), op.mask,
+                op.moved_to(),
             )
             if group == NULL:
                 error = errno
@@ -110,7 +112,6 @@ cdef class ThreadWaits(Watched):
                         op.pass_on(result)
                     continue
                 op.done = True
-                op.result = result
                 self.leave(op)
                 op.over(result)
         return self.home.told()
@@ -125,7 +126,7 @@ cdef class ThreadWaits(Watched):
         cdef Py_ssize_t i
         for id, found in list(self.by_id.items()):
             op = <FutexWait>found
-            if op.done or op.future.done() or not op.mask & mask or id not in op.groups:
+            if op.done or op.given_up or not op.mask & mask or id not in op.groups:
                 continue  # of several words, leave() has taken this one out already
             i = op.groups[id][1]
             if op.address_of(i) != word:

@@ -1,15 +1,21 @@
-import asyncio
+from collections.abc import Iterator
 from typing import Any
 
-from typing_extensions import disjoint_base
+from typing_extensions import Self, disjoint_base
 
 from aiounify._core.reactor import Op
 
 @disjoint_base
 class FutexWait(Op):
-    @property
-    def future(self) -> asyncio.Future[int]: ...
+    def __await__(self) -> Self: ...
+    def __next__(self) -> Any: ...
+    def found(self) -> int: ...
     def give_up(self) -> None: ...
+
+@disjoint_base
+class FirstOf:
+    def __init__(self, waits: tuple[FutexWait, ...]) -> None: ...
+    def __await__(self) -> Iterator[Any]: ...
 
 @disjoint_base
 class Home:

@@ -4,10 +4,16 @@
 Why it exists: a wait is the same thing whoever carries it out, the ring (FUTEX_WAIT and
 FUTEX_WAITV, Linux 6.7), threads (futex_threads.pyx) or the loop itself (futex_near.pyx).
 
+A task awaits a `FutexWait`, or the first of several (`FirstOf`), and asks it what it `found()`.
+It is no asyncio.Future: that, and the wake-up of the task by way of it, cost more than all the
+rest.
+
 Rules:
 
 * A wait holds its `Word`s, and these the memory, until its last completion.
-* A wait that was woken and has nobody who still wants to know passes the wake on.
+* A wait that was woken and has nobody who still wants to know passes the wake on; one that
+  requeue() may have moved, to both words, since nobody says whether it was.
+* Whoever starts a wait takes what it found or calls give_up().
 """
 
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
@@ -15,6 +21,7 @@ from libc.stdint cimport uint32_t, uint64_t, uintptr_t
 
 import os
 
+from aiounify._core.endpoint cimport wait_begin, wait_end
 from aiounify._core.futex cimport Word
 from aiounify._core.reactor cimport EAGAIN, ECANCELED, EINTR, Op
 from aiounify._core.words cimport AU_FUTEX2_U32, au_waitv, word_load, word_wake
@@ -32,21 +39,23 @@ cdef uint32_t ALL = 0xffffffffu
 
 
 cdef class FutexWait(Op):
-    """A wait for one word or several, and the future that is told of its end.
+    """A wait for one word or several.
 
-    The future's result is the index of the word that was woken, or -1 if there was nothing to
-    wait for: a word had another value, or the wait was ended by the patrol.
+    It found the index of the word that was woken, or -1 if there was nothing to wait for: a word
+    had another value, or the wait was ended by the patrol.
     """
 
     def __cinit__(self):
         self.mask = ALL
+        self.count = 1
 
     def __dealloc__(self):
         PyMem_Free(self.vector)
 
-    cdef int prepare_one(self, Word word, uint32_t expected, uint32_t mask) except -1:
-        self.words = (word,)
+    cdef int prepare_one(self, Word word, uint32_t expected, uint32_t mask, Word moved) except -1:
         self.first = word.at()
+        self.word = word
+        self.moved = moved
         self.expected = expected
         self.mask = mask
         self.opcode = IORING_OP_FUTEX_WAIT
@@ -59,7 +68,7 @@ cdef class FutexWait(Op):
     cdef int prepare_many(self, tuple words, tuple values) except -1:
         cdef Py_ssize_t i, n = len(words)
         self.words = words
-        self.values = values
+        self.count = n
         self.opcode = IORING_OP_FUTEX_WAITV
         self.fd = 0
         self.vector = <au_waitv *>PyMem_Malloc(n * sizeof(au_waitv))
@@ -73,32 +82,44 @@ cdef class FutexWait(Op):
         self.length = n
         return 0
 
+    cdef int pin(self, int change) except -1:
+        """Keep the memory of its words, or no longer."""
+        if self.word is not None:
+            self.word.pins += change
+            if self.word.word == NULL:
+                self.word.let_go()
+            if self.moved is not None:
+                self.moved.pins += change
+                if self.moved.word == NULL:
+                    self.moved.let_go()
+            return 0
+        for word in self.words:
+            (<Word>word).pins += change
+            if (<Word>word).word == NULL:
+                (<Word>word).let_go()
+        return 0
+
     cdef int complete(self, int result, uint32_t flags) except -1:
-        self.result = result
         return self.over(result)
 
     cdef int over(self, int result) except -1:
-        cdef object future = self.future
-        self.home.patrolled.pop(self, None)
-        for word in self.words:
-            (<Word>word).pins -= 1
-            if (<Word>word).word == NULL:
-                (<Word>word).let_go()
-        if future.done():
-            if result >= 0:
-                self.pass_on(result)
-        elif result >= 0:
-            future.set_result(result)
-        elif result in (-EAGAIN, -ECANCELED, -EINTR):
-            future.set_result(-1)
-        else:
-            future.set_exception(OSError(-result, f"futex wait: {os.strerror(-result)}"))
+        self.result = result
+        if self.patrol:
+            self.home.patrolled.pop(self, None)
+        if self.given_up and result >= 0:
+            self.pass_on(result)
+        self.pin(-1)
+        if self.waiter is not None:
+            wait_end(self.waiter)
         return 0
 
     cdef int pass_on(self, int index) except -1:
         cdef uint32_t *word = self.address_of(index)
+        cdef uint32_t *moved = self.moved_to()
         if not self.home.pass_to(word, self.mask):
             word_wake(word, 1, self.mask)
+        if moved != NULL:
+            word_wake(moved, 1, self.mask)
         return 0
 
     cdef uint32_t *address_of(self, Py_ssize_t index) noexcept:
@@ -109,19 +130,61 @@ cdef class FutexWait(Op):
     cdef uint32_t expected_at(self, Py_ssize_t index) noexcept:
         return self.expected if self.vector == NULL else <uint32_t>self.vector[index].val
 
+    cdef uint32_t *moved_to(self) noexcept:
+        return NULL if self.moved is None else self.moved.word
+
     cdef bint stale(self) noexcept:
         if self.patrol == UNTIL_FREE:
             return not word_load(self.first) & LOCK_OWNER or word_load(self.first) & LOCK_DIED
         return word_load(self.first) != self.expected
 
+    def __await__(self):
+        return self
+
+    def __next__(self):
+        if self.done or self.waiter is not None:
+            raise StopIteration
+        self.waiter = wait_begin(self.home.loop)
+        return self.waiter
+
+    def found(self):
+        """After the end: the index of the word that was woken, or -1; OSError from the kernel."""
+        if self.result >= 0:
+            return self.result
+        if self.result in (-EAGAIN, -ECANCELED, -EINTR):
+            return -1
+        raise OSError(-self.result, f"futex wait: {os.strerror(-self.result)}")
+
     def give_up(self):
         """Nobody waits any more: end it, and hand on a wake that came already."""
-        cdef object future = self.future
-        if not future.done():
-            future.cancel()
-        elif not future.cancelled() and future.exception() is None and future.result() >= 0:
-            self.pass_on(future.result())
-        self.home.end(self)
+        if self.given_up:
+            return
+        self.given_up = True
+        if not self.done:
+            self.home.end(self)
+        elif self.result >= 0:
+            self.pass_on(self.result)
+
+
+cdef class FirstOf:
+    """An awaitable: until the first of some waits is over."""
+
+    cdef tuple waits
+
+    def __init__(self, tuple waits not None):
+        self.waits = waits
+
+    def __await__(self):
+        cdef FutexWait op
+        cdef object waiter = None
+        for op in self.waits:
+            if op.done:
+                return
+        for op in self.waits:
+            if waiter is None:
+                waiter = wait_begin(op.home.loop)
+            op.waiter = waiter
+        yield waiter
 
 
 cdef class Home:
