@@ -39,7 +39,11 @@ def loop_futexes() -> LoopFutexes:
         from aiounify._kernel_probe import futex_waitv_offered
 
         found = LoopFutexes(
-            loop, loop._futexes_in_ring, futex_waitv_offered().on, loop._futexes_near
+            loop,
+            loop._futexes_in_ring,
+            futex_waitv_offered().on,
+            loop._futexes_near,
+            loop._futexes_spin,
         )
         loop._attached["futexes"] = found
     return found

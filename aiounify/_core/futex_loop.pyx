@@ -49,13 +49,15 @@ cdef class LoopFutexes(Home):
     cdef NearWords near       # on epoll, or None
     cdef unsigned streak      # waits in a row that there was no reason for
 
-    def __init__(self, Scheduler loop, bint ring, bint waitv, object near=None):
+    def __init__(self, Scheduler loop, bint ring, bint waitv, object near=None, int spins=1):
         """`ring`, `waitv`: whether FUTEX_WAIT and futex_waitv may be used.
 
         `near`: whether an epoll loop's own thread waits too; None: while it is worth it.
+        `spins`: whether it looks a moment before it sleeps, 0: never, 2: always, see spin.h.
         """
         self.loop = loop
         self.reactor = loop.reactor
+        self.reactor.spins = spins
         self.in_ring = (
             ring and loop.reactor.name() == "uring"
             and IORING_OP_FUTEX_WAIT in probe().ops and IORING_OP_FUTEX_WAITV in probe().ops
@@ -109,7 +111,10 @@ cdef class LoopFutexes(Home):
         op.home = self
         op.pin(1)
         if self.in_ring:
-            return self.reactor.submit(op)
+            self.reactor.submit(op)
+            op.brisk = True
+            self.reactor.brisk += 1
+            return 0
         try:
             if self.near is not None and self.near.on and op.vector == NULL and op.mask == ALL:
                 self.near.add(op)

@@ -24,7 +24,7 @@ from aiounify._core.words cimport AU_FUTEX2_U32, au_waitv, word_load
 cdef extern from "futex_near.h" nogil:
     int near_start(near *s, int epfd)
     void near_stop(near *s)
-    int near_sleep(near *s, au_waitv *v, unsigned n)
+    int near_sleep(near *s, au_waitv *v, unsigned n, int spins)
 
 cdef extern from "<unistd.h>" nogil:
     int getpid()
@@ -140,7 +140,7 @@ cdef class NearWords(Sleeper):
             op = <FutexWait>self.ops[i]
             v[i + 1] = au_waitv(op.expected, <uint64_t><uintptr_t>op.first, AU_FUTEX2_U32)
         with nogil:
-            r = near_sleep(&self.watch, v, n + 1)
+            r = near_sleep(&self.watch, v, n + 1, self.reactor.spins)
         if r > 0:
             self.score = min(self.score + 2, 16)
             self.finish(r - 1, 0)

@@ -26,6 +26,7 @@ cdef class FutexWait(Op):
     cdef object waiter        # what the task that awaits it has yielded, or None
     cdef bint given_up        # nobody wants to know any more
     cdef dict groups          # of the threads' words: id -> (group, index)
+    cdef bint brisk           # counted as such by the reactor
     cdef bint near            # the loop's own thread waits for it
 
     cdef int prepare_one(self, Word word, uint32_t expected, uint32_t mask, Word moved) except -1

@@ -106,6 +106,8 @@ cdef class FutexWait(Op):
         self.result = result
         if self.patrol:
             self.home.patrolled.pop(self, None)
+        if self.brisk:
+            self.home.loop.reactor.brisk -= 1
         if self.given_up and result >= 0:
             self.pass_on(result)
         self.pin(-1)
