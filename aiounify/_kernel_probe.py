@@ -28,7 +28,9 @@ def pidfd_offered() -> Feature:
 
 def futex_waitv_offered() -> Feature:
     """futex_waitv(2): many futexes awaited by one thread."""
-    lib.aio_futex_waitv(ffi.NULL, 0, 0)  # no words to wait for: EINVAL where it exists
+    from aiounify._kernel_futex import ffi, lib
+
+    lib.fx_waitv(ffi.NULL, 0, -1)  # no words to wait for: EINVAL where it exists
     if ffi.errno == errno.EINVAL:
         return Feature(True, "futex_waitv")
     return Feature(False, _refusal(ffi.errno, "5.16"))

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from typing import TYPE_CHECKING
 
 from aiounify._core.futex import Word
@@ -34,9 +35,10 @@ if TYPE_CHECKING:
 
     from aiounify._core.futex_wait import FutexWait
 
-__all__ = ["Futex", "wait_any"]
+__all__ = ["Futex", "wait_any", "wait_any_blocking"]
 
 _GROUP = 128
+_TURN_NS = 5_000_000
 
 
 class Futex(Word):
@@ -123,3 +125,43 @@ async def wait_any(waits: Iterable[tuple[Word, int]]) -> int:
         finally:
             for _, wait in started:
                 wait.give_up()
+
+
+def _sleep_any(pairs: list[tuple[Word, int]], left: int) -> int:
+    """Block in futex_waitv: the index of the word woken, or a negated errno."""
+    from aiounify._kernel_futex import ffi, lib
+
+    words = ffi.new("struct futex_waitv[]", len(pairs))
+    for entry, (word, expected) in zip(words, pairs, strict=True):
+        entry.val, entry.uaddr, entry.flags = expected, word.address, lib.FUTEX2_SIZE_U32
+    found = lib.fx_waitv(words, len(pairs), time.monotonic_ns() + left)
+    return found if found >= 0 else -ffi.errno
+
+
+def wait_any_blocking(waits: Iterable[tuple[Word, int]], timeout: float | None = None) -> int:
+    """wait_any() for code without a loop, for up to 128 words; TimeoutError after `timeout` seconds.
+
+    The GIL is released.  Signal handlers run while it waits.  Before Linux 5.16, without
+    futex_waitv(2), it sleeps on one word after the other, 5 ms each, and may miss a wake without a
+    change.  ValueError without any word or with more than 128.
+    """
+    pairs = list(waits)
+    if not 0 < len(pairs) <= _GROUP:
+        raise ValueError(f"a thread waits for 1 to {_GROUP} futexes, not {len(pairs)}")
+    deadline, turn = Deadline(timeout), 0
+    while True:
+        for index, (word, expected) in enumerate(pairs):
+            if word.load() != expected:
+                return index
+        if (left := deadline.left()) <= 0:
+            raise TimeoutError(errno.ETIMEDOUT, "none of the futexes was woken in time")
+        found = _sleep_any(pairs, left)
+        if found == -errno.ENOSYS:
+            turn = (turn + 1) % len(pairs)
+            word, expected = pairs[turn]
+            if word.sleep(expected, ALL, min(left, _TURN_NS)) == 0:
+                return turn
+        elif found >= 0:
+            return found
+        elif -found not in (errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT):
+            raise OSError(-found, f"futex_waitv: {os.strerror(-found)}")

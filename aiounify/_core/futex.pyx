@@ -50,6 +50,10 @@ cdef class Word:
     """
 
     def __cinit__(self, buffer, Py_ssize_t offset=0, *args, **kwargs):
+        if buffer is None:
+            raise ValueError(
+                "a futex needs a buffer, not None: is it that of a SharedMemory that was closed?"
+            )
         try:
             PyObject_GetBuffer(buffer, &self.view, PyBUF_WRITABLE)
         except BufferError:
