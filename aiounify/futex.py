@@ -139,7 +139,7 @@ def _sleep_any(pairs: list[tuple[Word, int]], left: int) -> int:
 
 
 def wait_any_blocking(waits: Iterable[tuple[Word, int]], timeout: float | None = None) -> int:
-    """wait_any() for code without a loop, for up to 128 words; TimeoutError after `timeout` seconds.
+    """wait_any() for code without a loop, up to 128 words; TimeoutError after `timeout` seconds.
 
     The GIL is released.  Signal handlers run while it waits.  Before Linux 5.16, without
     futex_waitv(2), it sleeps on one word after the other, 5 ms each, and may miss a wake without a

@@ -178,7 +178,7 @@ def test_requeue(words):
 
 def test_wake_op(words):
     """FUTEX_WAKE_OP: change one word, wake sleepers of two, by what the word was."""
-    (one, two, *_), (at_one, at_two, *_) = words
+    (_, two, *_), (at_one, at_two, *_) = words
     two.store(5)
     add = lib.fx_operation(lib.FUTEX_OP_ADD, 3, lib.FUTEX_OP_CMP_EQ, 5)
     assert lib.fx_wake_op(at_one, 1, at_two, 1, add) == 0

@@ -10,7 +10,9 @@ PATROL_SECONDS: float
 
 @disjoint_base
 class LoopFutexes(Home):
-    def __init__(self, loop: Any, ring: bool, waitv: bool, near: bool | None = None, spins: int = 1) -> None: ...
+    def __init__(
+        self, loop: Any, ring: bool, waitv: bool, near: bool | None = None, spins: int = 1
+    ) -> None: ...
     @property
     def in_loop(self) -> bool: ...
     @property
