@@ -1,4 +1,7 @@
-from typing_extensions import Buffer
+from collections.abc import Generator
+from typing import Any
+
+from typing_extensions import Buffer, disjoint_base
 
 from aiounify._core.futex import Word
 
@@ -40,5 +43,12 @@ class QueueMemory(Word):
     def fits(self, n: int) -> bool: ...
     def put(self, data: Buffer, wait: bool, waited: bool) -> int | _Busy | None: ...
     def get(self, wait: bool, waited: bool) -> int | _Busy | bytes: ...
+
+@disjoint_base
+class Done:
+    def __await__(self) -> Generator[Any, Any, None]: ...
+    def __next__(self) -> Any: ...
+
+DONE: Done
 
 def robust_offered() -> int: ...

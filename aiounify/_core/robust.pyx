@@ -34,7 +34,7 @@ cdef extern from "robust.h" nogil:
     const uint32_t LOCK_WAITERS
     int robust_init()
     int robust_ready()
-    int lock_try(lock *l, uint32_t bits)
+    int lock_try_soon(lock *l, uint32_t bits)
     uint32_t lock_announce(lock *l)
     bint lock_mine(lock *l)
     void lock_release(lock *l)
@@ -70,7 +70,7 @@ cdef class LockWord(Word):
 
         `waited` says that the caller has slept for it.
         """
-        cdef int r = lock_try(self.lock_at(), LOCK_WAITERS if waited else 0)
+        cdef int r = lock_try_soon(self.lock_at(), LOCK_WAITERS if waited else 0)
         if r < 0:
             raise OSError(-r, f"robust list: {os.strerror(-r)}")
         if r:
@@ -212,6 +212,19 @@ class _Busy:
 
 
 BUSY = _Busy()
+
+
+cdef class Done:
+    """An awaitable that is over: what `async with` awaits where nobody has to wait."""
+
+    def __await__(self):
+        return self
+
+    def __next__(self):
+        raise StopIteration
+
+
+DONE = Done()
 
 
 def robust_offered():

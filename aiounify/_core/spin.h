@@ -21,6 +21,17 @@ struct spin {
     unsigned skip, pause;
 };
 
+static inline void cpu_pause(void)
+{
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#else
+    __asm__ volatile("" ::: "memory");
+#endif
+}
+
 static void spin_start(struct spin *s)
 {
     /* those of the machine, not of this thread: who answers may be bound to another one */
@@ -58,13 +69,7 @@ static inline int spin_on(int64_t end)
 {
     struct timespec t;
     for (int i = 0; i < 8; i++)
-#if defined(__x86_64__)
-        __builtin_ia32_pause();
-#elif defined(__aarch64__)
-        __asm__ volatile("yield");
-#else
-        __asm__ volatile("" ::: "memory");
-#endif
+        cpu_pause();
     clock_gettime(CLOCK_MONOTONIC, &t);
     return t.tv_sec * 1000000000ll + t.tv_nsec < end;
 }
