@@ -425,6 +425,92 @@ async def test_the_epoll_set_is_replaced_while_the_loop_sleeps_for_futexes(memor
     futex.release()
 
 
+# -- looking before the sleep (spin.h) ------------------------------------------------------
+
+
+@pytest.mark.parametrize("spins", [0, 2])
+async def test_looking_before_the_sleep_loses_nothing(memory, means, monkeypatch, spins):
+    if means not in ("as it is", "loop"):
+        pytest.skip("threads that wait do not look")
+    monkeypatch.setattr(aiounify.EventLoop, "_futexes_spin", spins)
+    loop = asyncio.get_running_loop()
+    there, back, (read, write) = Futex(memory), Futex(memory, 64), os.pipe()
+
+    def echo():
+        for seen in range(300):
+            while there.load() == seen:
+                there.wait_blocking(seen, 20)
+            back.add(1)
+            back.wake()
+
+    thread = threading.Thread(target=echo)
+    thread.start()
+    async with asyncio.timeout(60):
+        for seen in range(300):
+            there.add(1)
+            there.wake()
+            while back.load() == seen:
+                await back.wait(seen)
+        thread.join()
+        for n in range(100):  # what is not a futex comes through as well
+            waiting = asyncio.create_task(there.wait(300))
+            heard = loop.create_future()
+            if n % 3 == 0:
+                call = lambda heard=heard: loop.call_soon_threadsafe(heard.set_result, None)  # noqa: E731
+                thread = threading.Thread(target=call)
+                thread.start()
+            elif n % 3 == 1:
+                loop.add_reader(read, lambda heard=heard: heard.set_result(os.read(read, 1)))
+                thread = threading.Thread(target=os.write, args=(write, b"x"))
+                thread.start()
+            else:
+                loop.call_later(0.0001, heard.set_result, None)
+            await heard
+            loop.remove_reader(read)
+            thread.join()
+            waiting.cancel()
+            await asyncio.wait([waiting])
+            assert waiting.cancelled()
+    os.close(read)
+    os.close(write)
+    there.release()
+    back.release()
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_looks_that_find_nothing_become_rare(memory, means, monkeypatch, waits):
+    """Each look of the ring's loop is one system call more than the sleep itself."""
+    if NO_URING or means != "as it is":
+        pytest.skip("counted by the ring's system calls")
+
+    async def sleeps():
+        loop, futex = asyncio.get_running_loop(), Futex(memory)
+        waiting = asyncio.create_task(futex.wait(0)) if waits else None
+        await asyncio.sleep(0.01)
+        before = loop.stats()
+        for _ in range(200):
+            await asyncio.sleep(0.001)
+        after = loop.stats()
+        if waiting is not None:
+            waiting.cancel()
+            await asyncio.wait([waiting])
+        futex.release()
+        return sum(
+            (after[name] - before[name]) * sign for name, sign in (("syscalls", 1), ("waits", -1))
+        )
+
+    extra = {}
+    for spins in (0, 1, 2):
+        monkeypatch.setattr(aiounify.EventLoop, "_futexes_spin", spins)
+        extra[spins] = aiounify.run(sleeps(), loop_factory=lambda: aiounify.new_event_loop("uring"))
+    if waits:
+        looks = extra[2] - extra[0]  # before each sleep
+        assert looks >= 50
+        assert extra[1] - extra[0] <= looks / 2
+    else:
+        assert abs(extra[2] - extra[0]) < 50
+
+
 # -- bad input ---------------------------------------------------------------------------
 
 

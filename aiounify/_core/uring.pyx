@@ -517,7 +517,7 @@ cdef class UringReactor(Reactor):
                 n = ring_wait(&self.ring, -1 if deadline == NEVER else deadline, before)
             after = monotonic_ns()
         self.q.sleeping = 0
-        self.n_syscalls += 1
+        self.n_syscalls += 2 if spin else 1
         self.n_waits += 1
         self.wait_ns += after - before
         self.seen_ns = after
