@@ -13,6 +13,7 @@ Rules:
 * A wait ends when somebody wakes the word, or at once if the word has another value.  It may
   also end for no reason: look at the word again, always.
 * A wait that is cancelled after it was woken passes the wake on to the next waiter.
+* A wait for a word that has changed already does not suspend.
 * On a loop without io_uring's FUTEX_WAIT (epoll, or before Linux 6.7) threads of the loop wait,
   one for each 127 words (futex_waitv, Linux 5.16), or one for each word where `mask` is used.
   An epoll loop that sleeps for futexes mostly waits for the last few words itself.
@@ -59,7 +60,7 @@ class Futex(Word):
 
         `mask` restricts who can wake it: wake(mask=...) needs a bit in common.  `to` is the word
         that requeue() may move this wait to.  Cancelling it ends the wait, and passes on a wake
-        that had come.  RuntimeError under another event loop.
+        that had come, to both words.  RuntimeError under another event loop.
         """
         wait = start_wait(self, expected, mask, ANY, to)
         if wait is None:

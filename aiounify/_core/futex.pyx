@@ -153,8 +153,9 @@ cdef class Word:
         """If the value is `expected`, wake n waiters and let up to `move` others wait for `to`.
 
         Returns how many were woken or moved; BlockingIOError if the value differs
-        (FUTEX_CMP_REQUEUE, futex(2)).  Waiters moved are those of wait_blocking() and of other
-        programs' FUTEX_WAIT: those of coroutines wait for their own word only.
+        (FUTEX_CMP_REQUEUE, futex(2)).  Change the word first: a waiter that looks around goes
+        back to it, and ends its wait then.  Coroutines say in wait(to=...) where they may be
+        moved to.
         """
         cdef int r = word_requeue(self.at(), n, to.at(), move, expected)
         if r < 0:
