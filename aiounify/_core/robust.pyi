@@ -1,7 +1,7 @@
 from collections.abc import Generator
 from typing import Any
 
-from typing_extensions import Buffer, disjoint_base
+from typing_extensions import Buffer
 
 from aiounify._core.futex import Word
 
@@ -44,7 +44,6 @@ class QueueMemory(Word):
     def put(self, data: Buffer, wait: bool, waited: bool) -> int | _Busy | None: ...
     def get(self, wait: bool, waited: bool) -> int | _Busy | bytes: ...
 
-@disjoint_base
 class Done:
     def __await__(self) -> Generator[Any, Any]: ...
     def __next__(self) -> Any: ...
