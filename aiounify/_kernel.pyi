@@ -5,7 +5,6 @@ from typing import Protocol
 from _cffi_backend import FFI
 
 class _Lib(Protocol):
-    def aio_futex_waitv(self, waiters: FFI.CData, count: int, flags: int, /) -> int: ...
     def aio_pidfd_open(self, pid: int, flags: int, /) -> int: ...
 
 ffi: FFI

@@ -10,14 +10,6 @@ ffibuilder = FFI()
 
 ffibuilder.cdef(
     """
-    /* futex_waitv(2), Linux 5.16: wait for the first of many words */
-    struct futex_waitv {
-        uint64_t val;
-        uint64_t uaddr;
-        uint32_t flags;
-        uint32_t reserved;
-    };
-    int aio_futex_waitv(struct futex_waitv *waiters, unsigned count, unsigned flags);
     /* pidfd_open(2), Linux 5.3 */
     int aio_pidfd_open(int pid, unsigned flags);
     """
@@ -31,22 +23,7 @@ ffibuilder.set_source(
     #include <sys/syscall.h>
     #include <unistd.h>
 
-    #define NR_futex_waitv 449
     #define NR_pidfd_open 434
-
-    /* declared here because <linux/futex.h> may be older than the kernel */
-    #define futex_waitv aiounify_futex_waitv
-    struct futex_waitv {
-        uint64_t val;
-        uint64_t uaddr;
-        uint32_t flags;
-        uint32_t reserved;
-    };
-
-    static int aio_futex_waitv(struct futex_waitv *waiters, unsigned count, unsigned flags)
-    {
-        return (int)syscall(NR_futex_waitv, waiters, count, flags, (void *)0, 1);
-    }
 
     static int aio_pidfd_open(int pid, unsigned flags)
     {

@@ -28,7 +28,9 @@ def pidfd_offered() -> Feature:
 
 def futex_waitv_offered() -> Feature:
     """futex_waitv(2): many futexes awaited by one thread."""
-    lib.aio_futex_waitv(ffi.NULL, 0, 0)  # no words to wait for: EINVAL where it exists
+    from aiounify._kernel_futex import ffi, lib
+
+    lib.fx_waitv(ffi.NULL, 0, -1)  # no words to wait for: EINVAL where it exists
     if ffi.errno == errno.EINVAL:
         return Feature(True, "futex_waitv")
     return Feature(False, _refusal(ffi.errno, "5.16"))
@@ -36,9 +38,9 @@ def futex_waitv_offered() -> Feature:
 
 def robust_offered() -> Feature:
     """A list of robust futexes in this thread: locks tell that their owner died."""
-    from aiounify._core import futex
+    from aiounify._core import robust
 
-    code = futex.robust_offered()
+    code = robust.robust_offered()
     if not code:
         return Feature(True, "robust futexes (get_robust_list)")
     return Feature(False, f"refused: {os.strerror(code)} ({errno.errorcode.get(code, code)})")

@@ -14,13 +14,15 @@ import errno
 import os
 import time
 
-from aiounify._core.futex import FutexWait, LoopFutexes, Word
+from aiounify._core.futex import Word
+from aiounify._core.futex_loop import LoopFutexes, configure, start_wait
 from aiounify.loop import EventLoop
 
+ANY = 0
 UNTIL_CHANGED = 1
 UNTIL_FREE = 2
 ALL = 0xFFFFFFFF
-# A thread looks at its word this often, as the loop's patrol does: see _core/futex.pyx.
+# A thread looks at its word this often, as the loop's patrol does: see _core/futex_loop.pyx.
 SLICE_NS = 250_000_000
 
 
@@ -37,24 +39,30 @@ def loop_futexes() -> LoopFutexes:
         from aiounify._kernel_probe import futex_waitv_offered
 
         found = LoopFutexes(
-            loop, loop._futexes_in_ring, futex_waitv_offered().on, loop._futexes_near
+            loop,
+            loop._futexes_in_ring,
+            futex_waitv_offered().on,
+            loop._futexes_near,
+            loop._futexes_spin,
         )
         loop._attached["futexes"] = found
     return found
 
 
-async def finish(wait: FutexWait) -> int:
-    """Await a wait that was started: the index of the word woken, or -1."""
-    try:
-        return await wait.future
-    except BaseException:
-        wait.give_up()
-        raise
+configure(loop_futexes)
 
 
 async def sleep_on(word: Word, expected: int, patrol: int) -> bool:
     """Sleep while the word is `expected`; whether it was woken."""
-    return await finish(loop_futexes().wait(word, expected, ALL, patrol)) >= 0
+    wait = start_wait(word, expected, ALL, patrol)
+    if wait is None:
+        return False
+    try:
+        await wait
+    except BaseException:
+        wait.give_up()
+        raise
+    return wait.found() >= 0
 
 
 class Deadline:

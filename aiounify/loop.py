@@ -80,6 +80,7 @@ class EventLoop(SocketCalls, SelectorEventLoop):  # type: ignore[misc]
     _futexes_in_ring = True
     # with threads: whether the loop's own may wait too; None: while it is worth it
     _futexes_near: bool | None = None
+    _futexes_spin = 1
 
     def __init__(self, backend: str | None = None) -> None:
         self._pid = os.getpid()

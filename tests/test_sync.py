@@ -278,6 +278,55 @@ async def test_semaphore_counts():
     semaphore.close()
 
 
+@pytest.mark.parametrize("kind", [sync.Semaphore, sync.BoundedSemaphore])
+async def test_places_of_a_killed_process_are_lost_and_nothing_else(kind):
+    """As those of POSIX semaphores and of multiprocessing's: exactly what it held."""
+    semaphore = kind(5)
+    say, hear, close = pipe()
+
+    def body():
+        for _ in range(4):
+            semaphore.acquire_blocking()
+        semaphore.release()
+        say()
+        time.sleep(100)
+
+    pid = forked(body)
+    hear()
+    assert semaphore.get_value() == 2
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert semaphore.get_value() == 2
+    await semaphore.acquire()
+    await semaphore.acquire()
+    task = asyncio.create_task(semaphore.acquire())
+    await asleep()
+    assert not task.done()
+    semaphore.release()
+    assert await task
+    for _ in range(5):
+        semaphore.release()
+    assert semaphore.get_value() == 5
+    if kind is sync.BoundedSemaphore:
+        with pytest.raises(ValueError, match="more often"):
+            semaphore.release()
+    semaphore.close()
+    close()
+
+
+async def test_a_killed_waiter_of_a_semaphore_takes_no_place():
+    semaphore = sync.Semaphore(0)
+    pids = [forked(semaphore.acquire_blocking) for _ in range(3)]
+    await until(lambda: semaphore._waiters.load() == 3)
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    semaphore.release()
+    assert semaphore.get_value() == 1
+    assert await semaphore.acquire()
+    semaphore.close()
+
+
 async def test_a_place_of_a_killed_process_is_given_back_by_another():
     semaphore = sync.BoundedSemaphore(1)
     pid = forked(lambda: (semaphore.acquire_blocking(), time.sleep(100)))
@@ -556,6 +605,28 @@ async def test_queue_waits_for_room_and_messages():
     queue.close()
 
 
+async def test_a_killed_getter_takes_along_what_it_had_and_nothing_else():
+    queue = sync.Queue()
+    say, hear, close = pipe()
+
+    def body():
+        assert queue.get_blocking() == b"1"
+        say()
+        queue.get_blocking()
+
+    pid = forked(body)
+    queue.put_nowait(b"1")
+    hear()
+    await until(lambda: queue._queue.getters == 1)  # it waits for the next one
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    await queue.put(b"2")
+    await queue.put(b"3")
+    assert [await queue.get(), await queue.get()] == [b"2", b"3"] and queue.empty()
+    queue.close()
+    close()
+
+
 # -- how memory is shared ---------------------------------------------------------------------
 
 
@@ -647,6 +718,39 @@ def test_memory_of_others_is_refused_and_left_alone(content, message):
         sync.Lock("../escape")
 
 
+class Received:
+    """A descriptor as it comes out of a pickle."""
+
+    def __init__(self, fd):
+        self.fd = fd
+
+    def detach(self):
+        return self.fd
+
+
+@pytest.mark.parametrize(
+    ("offset", "value", "message"),
+    [
+        (0, b"aiounifx", "what was received is not shared memory of aiounify"),
+        (8, struct.pack("<I", 2), r"made by another version of aiounify \(layout 2, not 1\)"),
+        (12, struct.pack("<I", 2), r"another kind of primitive \(2, not 1\)"),
+        (16, struct.pack("<Q", 4096), "is 128 bytes long and says 4096"),
+    ],
+)
+def test_received_memory_that_is_not_ours_is_refused(offset, value, message):
+    """The header was written by another process: of another version, or gone mad."""
+    lock = sync.Lock()
+    pid = forked(lambda: os.pwrite(lock._segment.fd, value, offset))
+    os.waitpid(pid, 0)
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    with pytest.raises(ValueError, match=message):
+        segment._rebuild(sync.Lock, Received(os.dup(lock._segment.fd)), None)
+    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+    with pytest.raises(ValueError, match="not shared memory of aiounify"):
+        segment._rebuild(sync.Lock, Received(os.memfd_create("empty")), None)
+    lock.close()
+
+
 def test_queue_memory_with_sizes_that_lie_is_refused():
     queue = sync.Queue()
     struct.pack_into("<I", queue._segment.memory, segment.HEADER + 192, 1 << 20)
@@ -726,7 +830,7 @@ def test_features_say_by_what_means():
 
 def test_stress(run_program, backend):
     """Four processes, cancellation and SIGKILL at random; millions with AIOUNIFY_STRESS=1."""
-    operations = 1_000_000 if os.environ.get("AIOUNIFY_STRESS") else 4_000
+    operations = 1_000_000 if os.environ.get("AIOUNIFY_STRESS") else 20_000
     done = run_program(
         "sync_stress", backend, operations, timeout=50 if operations < 10**6 else 3000
     )
@@ -738,6 +842,15 @@ def test_stress_of_meetings(run_program, backend):
     operations = 1_000_000 if os.environ.get("AIOUNIFY_STRESS") else 2_000
     done = run_program("sync_meet", backend, operations, timeout=50 if operations < 10**6 else 3000)
     assert "operations" in done.stdout
+
+
+def test_stress_of_holders(run_program, backend):
+    """Processes killed holding, taking and awaiting places; millions with AIOUNIFY_STRESS=1."""
+    operations = 1_000_000 if os.environ.get("AIOUNIFY_STRESS") else 3_000
+    done = run_program(
+        "sync_holders", backend, operations, timeout=50 if operations < 10**6 else 3000
+    )
+    assert "holding a place" in done.stdout
 
 
 @pytest.mark.parametrize("jobs", [30])

@@ -18,12 +18,14 @@
 #include <signal.h>
 #include <sys/eventfd.h>
 
+#include "spin.h"
 #include "words.h"
 
 struct near {
     int epfd, end_fd, answered;
     uint32_t bell, ended;
     pthread_t thread;
+    struct spin spin;
 };
 
 static void *near_main(void *arg)
@@ -79,8 +81,20 @@ static void near_stop(struct near *s)
     close(s->end_fd);
 }
 
+/* Whether one of the words, or the bell, changes within a moment. */
+static int near_look(struct near *s, struct au_waitv *v, unsigned n)
+{
+    int64_t end = spin_end();
+    do {
+        for (unsigned i = 0; i < n; i++)
+            if (word_load((uint32_t *)(uintptr_t)v[i].uaddr) != (uint32_t)v[i].val)
+                return spin_done(&s->spin, 1);
+    } while (spin_on(end));
+    return spin_done(&s->spin, 0);
+}
+
 /* v[0] is for the bell.  0: the set has something; else as futex_waitv. */
-static int near_sleep(struct near *s, struct au_waitv *v, unsigned n)
+static int near_sleep(struct near *s, struct au_waitv *v, unsigned n, int spins)
 {
     int r;
     if (word_load(&s->bell)) {
@@ -93,6 +107,10 @@ static int near_sleep(struct near *s, struct au_waitv *v, unsigned n)
     }
     s->answered = 0;
     v[0] = (struct au_waitv){0, (uintptr_t)&s->bell, AU_FUTEX2_U32, 0};
+    if (spin_wanted(&s->spin, spins) && near_look(s, v, n)) {
+        s->answered = word_load(&s->bell);
+        return s->answered ? 0 : -EAGAIN;
+    }
     r = words_waitv(v, n, NULL);
     if (r == 0)
         s->answered = 1;

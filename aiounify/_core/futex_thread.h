@@ -9,7 +9,8 @@
  * Ownership: whoever adds a word keeps its memory until it was removed or came out of
  * ft_take().  The threads touch words only under their group's lock, with the word still in
  * the group.  A word may be removed while a thread sleeps on it: a wake that then reaches
- * the thread is passed on.  The threads never hold the GIL and take no signals.
+ * the thread is passed on, and also to `moved`, the word that a requeue may have moved this
+ * sleep to; both are addresses only then, which the kernel looks up.  The threads never hold the GIL and take no signals.
  */
 #ifndef AIOUNIFY_FUTEX_THREAD_H
 #define AIOUNIFY_FUTEX_THREAD_H
@@ -39,7 +40,7 @@ struct ft_group {
     uint32_t bell;
     int n, stop, single;
     uint64_t ids[FT_WORDS];
-    uint32_t *words[FT_WORDS], expected[FT_WORDS], mask;
+    uint32_t *words[FT_WORDS], *moved[FT_WORDS], expected[FT_WORDS], mask;
 };
 
 struct ft {
@@ -68,6 +69,7 @@ static int ft_finish(struct ft_group *g, uint64_t id, int result)
     g->ids[i] = g->ids[g->n];
     g->words[i] = g->words[g->n];
     g->expected[i] = g->expected[g->n];
+    g->moved[i] = g->moved[g->n];
     pthread_mutex_lock(&home->lock);
     home->results[home->n_results].id = id;
     home->results[home->n_results].result = result;
@@ -105,7 +107,7 @@ static void *ft_main(void *arg)
     struct ft_group *g = arg;
     struct au_waitv v[FT_WORDS + 1];
     uint64_t ids[FT_WORDS];
-    uint32_t bell, mask;
+    uint32_t *moved[FT_WORDS], bell, mask;
     int i, n, r;
     pthread_mutex_lock(&g->lock);
     while (!g->stop) {
@@ -115,6 +117,7 @@ static void *ft_main(void *arg)
         for (i = 0; i < n; i++) {
             v[i + 1] = (struct au_waitv){g->expected[i], (uintptr_t)g->words[i], AU_FUTEX2_U32, 0};
             ids[i] = g->ids[i];
+            moved[i] = g->moved[i];
         }
         pthread_mutex_unlock(&g->lock);
         if (g->single && n) {
@@ -136,6 +139,8 @@ static void *ft_main(void *arg)
                     ft_finish(g, g->ids[i], 0);
                 else if (g->single || !ft_stray(g->home, (uint32_t *)v[r].uaddr))
                     word_wake((uint32_t *)v[r].uaddr, 1, g->single ? mask : 0xffffffffu);
+                if (moved[r - 1] != NULL)
+                    word_wake(moved[r - 1], 1, g->single ? mask : 0xffffffffu);
             }
         } else if (r == -EAGAIN) {
             for (i = g->n - 1; i >= 0; i--)
@@ -181,7 +186,7 @@ static struct ft_group *ft_group_new(struct ft *f, int single)
 
 /* The group that waits for it now, or NULL with errno. */
 static struct ft_group *ft_add(struct ft *f, uint64_t id, uint32_t *word, uint32_t expected,
-                               uint32_t mask)
+                               uint32_t mask, uint32_t *moved)
 {
     struct ft_group *g;
     int single = mask != 0xffffffffu || !f->waitv;
@@ -211,6 +216,7 @@ static struct ft_group *ft_add(struct ft *f, uint64_t id, uint32_t *word, uint32
     g->ids[g->n] = id;
     g->words[g->n] = word;
     g->expected[g->n] = expected;
+    g->moved[g->n] = moved;
     g->mask = mask;
     g->n++;
     word_add(&g->bell, 1);
@@ -233,6 +239,7 @@ static int ft_remove(struct ft *f, struct ft_group *g, uint64_t id)
         g->ids[i] = g->ids[g->n];
         g->words[i] = g->words[g->n];
         g->expected[i] = g->expected[g->n];
+        g->moved[i] = g->moved[g->n];
         f->added--;
     }
     pthread_mutex_unlock(&g->lock);

@@ -128,6 +128,8 @@ cdef class Reactor:
     cdef bint closed, shutting, running
     cdef bint look       # the next poll asks the kernel, however recent the last answer is
     cdef bint looked     # the last poll of this run did ask it
+    cdef unsigned brisk  # what is in flight for which it looks before it sleeps: see spin.h
+    cdef int spins       # 0: never, 1: while it is worth it, 2: always
     cdef epoll_event events[MAX_EVENTS]
     cdef int stale_run       # sets of events in a row with one that nobody wanted
     cdef list finished

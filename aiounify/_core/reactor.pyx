@@ -239,6 +239,7 @@ cdef class Reactor:
     def __cinit__(self):
         self.epfd = -1
         self.wake_fd = -1
+        self.spins = 1
         self.finished = []
         self.waiting = {}
         self.scratch = <char *>PyMem_Malloc(SCRATCH)

@@ -23,6 +23,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "spin.h"
 #include "uring_abi.h"
 
 struct ring {
@@ -392,6 +393,22 @@ static inline int ring_wait(struct ring *r, int64_t deadline_ns, int64_t now_ns)
         return ring_wait(r, deadline_ns, now_ns);
     }
     return n;
+}
+
+/* Submit what is queued, and look for completions for a moment: whether there are some, or a
+ * negated errno. */
+static inline int ring_spin(struct ring *r, struct spin *s)
+{
+    int n = ring_enter(r);
+    if (n < 0)
+        return n;
+    int64_t end = spin_end();
+    while (!ring_cq_ready(r) && !ring_wants_enter(r))
+        if (!spin_on(end))
+            break;
+    if (!ring_cq_ready(r) && ring_wants_enter(r) && (n = ring_enter(r)) < 0)
+        return n;
+    return spin_done(s, ring_cq_ready(r) != 0);
 }
 
 #endif

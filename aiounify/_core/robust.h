@@ -24,11 +24,13 @@
 #include <stddef.h>
 #include <string.h>
 
+#include "spin.h"
 #include "words.h"
 
 #define LOCK_WAITERS 0x80000000u
 #define LOCK_DIED 0x40000000u
 #define LOCK_OWNER 0x3fffffffu
+#define LOCK_LOOKS 64 /* some 2 us: less than sleeping costs, more than most hold it */
 
 struct lock {
     uint32_t word;
@@ -61,8 +63,11 @@ static void robust_after_fork(void)
     thread_list = NULL;
 }
 
+static int looks; /* at a held lock before the caller sleeps; none with one CPU */
+
 static int robust_init(void)
 {
+    looks = sysconf(_SC_NPROCESSORS_ONLN) == 1 ? 0 : LOCK_LOOKS;
     return pthread_atfork(NULL, NULL, robust_after_fork);
 }
 
@@ -145,6 +150,17 @@ static int lock_try(struct lock *l, uint32_t bits)
     in_order();
     thread_list->pending = NULL;
     return l->inconsistent ? 2 : 1;
+}
+
+/* The same, looking again for a moment if another has it. */
+static int lock_try_soon(struct lock *l, uint32_t bits)
+{
+    int r = lock_try(l, bits);
+    for (int i = 0; r == 0 && i < looks; i++) {
+        cpu_pause();
+        r = lock_try(l, bits);
+    }
+    return r;
 }
 
 /* What to wait for while it stays so; 0: it is free, try again. */
@@ -247,8 +263,8 @@ static void queue_copy_out(struct queue *q, uint64_t at, char *to, uint32_t n)
 static inline int queue_enter(struct queue *q, uint32_t bits)
 {
     int i, got = 0;
-    for (i = 0; i < 100 && !got; i++)
-        got = lock_try(&q->lock, bits);
+    for (i = 0; i < 2 && !got; i++)
+        got = lock_try_soon(&q->lock, bits);
     if (got < 0)
         return got - 1000;
     if (!got)

@@ -149,6 +149,14 @@ cdef extern from "ring.h" nogil:
     void ring_cq_advance(ring *r)
     int ring_enter(ring *r)
     int ring_wait(ring *r, int64_t deadline_ns, int64_t now_ns)
+    int ring_spin(ring *r, spin *s)
+
+cdef extern from "spin.h" nogil:
+    enum:
+        SPIN_NS
+    struct spin:
+        pass
+    bint spin_wanted(spin *s, int spins)
 
 cdef extern from "<unistd.h>" nogil:
     int gettid()
@@ -267,6 +275,7 @@ cdef class UringReactor(Reactor):
     cdef bint epoll_armed
     cdef bint has_epoll_wait
     cdef bint hot              # the last wait for the epoll set was none
+    cdef spin spin
     cdef unsigned turns_unbroken
     cdef int64_t seen_ns       # when the epoll set was last asked
     cdef unsigned entries, cq_entries_asked
@@ -483,6 +492,7 @@ cdef class UringReactor(Reactor):
     cdef int wait(self, int64_t deadline) except -1:
         cdef int n = 0
         cdef int64_t before, after
+        cdef bint spin
         if self.finished:
             self.deliver_finished()
         self.looked = False
@@ -500,11 +510,14 @@ cdef class UringReactor(Reactor):
         self.q.sleeping = 1
         self.q.unsent_ns = 0
         self.submissions += 1
+        spin = self.brisk and deadline - before > SPIN_NS and spin_wanted(&self.spin, self.spins)
         with nogil:
-            n = ring_wait(&self.ring, -1 if deadline == NEVER else deadline, before)
+            n = ring_spin(&self.ring, &self.spin) if spin else 0
+            if n == 0:
+                n = ring_wait(&self.ring, -1 if deadline == NEVER else deadline, before)
             after = monotonic_ns()
         self.q.sleeping = 0
-        self.n_syscalls += 1
+        self.n_syscalls += 2 if spin else 1
         self.n_waits += 1
         self.wait_ns += after - before
         self.seen_ns = after

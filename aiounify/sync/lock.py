@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from aiounify._core.futex import LockWord
+from aiounify._core.robust import DONE, LockWord
 from aiounify._waiting import UNTIL_FREE, Deadline, block_on, sleep_on
 from aiounify.sync.segment import HEADER, Shared
 
 if TYPE_CHECKING:
     import mmap
+    from collections.abc import Awaitable
     from types import TracebackType
 
 
@@ -116,21 +117,25 @@ class Lock(Shared):
         """Whether somebody alive holds it."""
         return self._core.word.held
 
-    async def __aenter__(self) -> None:
+    def __aenter__(self) -> Awaitable[None]:
         """Like acquire(), but OwnerDied leaves the lock released, and the next one is told too."""
         got = self._try()
-        if got == 1 or (not got and await self._core.take()):
+        return DONE if got == 1 else self._enter(got)
+
+    async def _enter(self, got: int) -> None:
+        if not got and await self._core.take():
             return
         self.release()
         raise OwnerDied("the lock's owner died with it: use acquire() to repair what it guards")
 
-    async def __aexit__(
+    def __aexit__(
         self,
         kind: type[BaseException] | None,
         value: BaseException | None,
         trace: TracebackType | None,
-    ) -> None:
+    ) -> Awaitable[None]:
         self.release()
+        return DONE
 
     def __enter__(self) -> None:
         try:

@@ -12,7 +12,8 @@ from __future__ import annotations
 from asyncio import QueueEmpty, QueueFull
 from typing import TYPE_CHECKING
 
-from aiounify._core.futex import LockWord, QueueMemory, Word, _Busy
+from aiounify._core.futex import Word
+from aiounify._core.robust import LockWord, QueueMemory, _Busy
 from aiounify._waiting import UNTIL_CHANGED, UNTIL_FREE, Deadline, block_on, sleep_on
 from aiounify.sync.segment import HEADER, Shared
 

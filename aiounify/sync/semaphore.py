@@ -13,11 +13,13 @@ import struct
 from typing import TYPE_CHECKING
 
 from aiounify._core.futex import Word
+from aiounify._core.robust import DONE
 from aiounify._waiting import UNTIL_CHANGED, Deadline, block_on, sleep_on
 from aiounify.sync.segment import HEADER, Shared
 
 if TYPE_CHECKING:
     import mmap
+    from collections.abc import Awaitable
     from types import TracebackType
 
 _MAX = 0x7FFFFFFF
@@ -91,16 +93,17 @@ class Semaphore(Shared):
         """True if acquire() would have to wait."""
         return self._value.load() == 0
 
-    async def __aenter__(self) -> None:
-        await self.acquire()
+    def __aenter__(self) -> Awaitable[object]:
+        return DONE if self._take() else self.acquire()
 
-    async def __aexit__(
+    def __aexit__(
         self,
         kind: type[BaseException] | None,
         value: BaseException | None,
         trace: TracebackType | None,
-    ) -> None:
+    ) -> Awaitable[None]:
         self.release()
+        return DONE
 
     def __enter__(self) -> None:
         self.acquire_blocking()

@@ -2,7 +2,7 @@
 
 Only aiounify's loops await futexes.  Other loops do in the same row what there is for the purpose,
 which the row's summary names; `futex-raw` is without any loop.  The other process is forked, and
-so on the same CPU.
+so on the same CPU, but for the rows whose name ends in `-2cpu`: there it is on another one.
 """
 
 import asyncio
@@ -22,11 +22,32 @@ __all__ = ["ROWS"]
 _Loop = asyncio.AbstractEventLoop
 
 
+_elsewhere = False
+
+
+def _apart(prepare: Callable[[_Loop], Run]) -> Callable[[_Loop], Run]:
+    """The same with the other process on another CPU, if there is one."""
+
+    def prepare_apart(loop: _Loop) -> Run:
+        global _elsewhere
+        _elsewhere = True
+        try:
+            return prepare(loop)
+        finally:
+            _elsewhere = False
+
+    return prepare_apart
+
+
 def _fork(body: Callable[[], object]) -> None:
     """Run body() in a child that dies with this process."""
     parent = os.getpid()
     if os.fork():
         return
+    if _elsewhere:
+        others = set(range(os.cpu_count() or 1)) - os.sched_getaffinity(0)
+        if others:
+            os.sched_setaffinity(0, others)
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -311,12 +332,36 @@ ROWS = (
         "round trip",
         _either(_coroutines, _pipe),
     ),
+    _row(
+        "futex-raw-2cpu",
+        "The blocking futex calls in C, with the other process on another CPU.",
+        "round trip",
+        _apart(_raw),
+    ),
+    _row(
+        "futex-pingpong-2cpu",
+        "Coroutines, with the other process on another CPU; elsewhere eventfd and add_reader.",
+        "round trip",
+        _apart(_either(_coroutines, _eventfd)),
+    ),
+    _row(
+        "futex-pingpong-pipe-2cpu",
+        "The same; elsewhere, pipes and add_reader.",
+        "round trip",
+        _apart(_either(_coroutines, _pipe)),
+    ),
     _row("sync-lock", "acquire() and release() of a free sync.Lock.", "pair", _lock),
     _row(
         "sync-lock-2",
         "A lock two processes want: sync.Lock; elsewhere multiprocessing.Lock by an executor.",
         "pair",
         _either(_contended, _contended_executor),
+    ),
+    _row(
+        "sync-lock-2cpu",
+        "The same, with the other process on another CPU.",
+        "pair",
+        _apart(_either(_contended, _contended_executor)),
     ),
     _row(
         "sync-queue",
