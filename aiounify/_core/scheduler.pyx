@@ -80,6 +80,7 @@ cdef extern from "queues.h":
     int handle_run(PyObject *loop, HandleObject *h) except -1
     int timer_heap_push(BacklogObject *q, HandleObject *h) except -1
     int timers_expire(BacklogObject *q) except -1
+    int64_t timers_wake_ns(const BacklogObject *q)
     void handle_drop(HandleObject *h)
     void ready_clear(BacklogObject *q)
     void timers_clear(BacklogObject *q)
@@ -355,7 +356,7 @@ cdef class Scheduler:
             # about to sleep, maybe for hours: keep nobody's values
             context_forget()
         if q.head == q.tail and not self.stopping:
-            self.reactor.wait(q.heap[0].when_ns if q.timers else NEVER)
+            self.reactor.wait(timers_wake_ns(q) if q.timers else NEVER)
             if q.timers:
                 timers_expire(q)
             return self.run_handles(q.tail - q.head)
