@@ -20,6 +20,7 @@
 #include <unistd.h>
 
 #include "handle.h"
+#include "sleep_end.h"
 
 static PyTypeObject *Backlog_Type;
 
@@ -178,6 +179,13 @@ static PyObject *handle_call(HandleObject *h, int keep)
         h->nargs = 0;
         Py_CLEAR(h->loop);
     }
+    if (sleep_ends(callback, stack + 1, n)) {
+        if ((result = sleep_end(stack[1], stack[2])))
+            shared = 0; /* nothing was borrowed */
+        else if (shared)
+            work = context_after_failure(context);
+        goto called;
+    }
     /* only now: it may free a context, and so run any code, which may cancel this handle */
     if (shared)
         work = context_borrow(context);
@@ -199,6 +207,7 @@ static PyObject *handle_call(HandleObject *h, int keep)
         if (PyContext_Exit(work) < 0)
             Py_CLEAR(result);
     }
+called:
     if (!result) {
         if (shared && work)
             Py_SETREF(context, work); /* the handler sees what the callback set */

@@ -65,6 +65,7 @@ cdef extern from "queues.h":
     PyObject *handle_report
     PyObject *schedule_check
     int queues_init() except -1
+    int sleep_end_init(PyObject *callback, PyObject *future) except -1
     void context_forget()
     int handle_own_context(HandleObject *h) except -1
     object backlog_new()
@@ -734,7 +735,9 @@ _methods[4] = PyMethodDef(
 def _install():
     cdef int i
     cdef dict names = {}
+    cdef object ends_sleep = getattr(asyncio.futures, "_set_result_unless_cancelled", None)
     queues_init()
+    sleep_end_init(<PyObject *>ends_sleep, <PyObject *>_Future)
     for i in range(5):
         type_set(Scheduler, _methods[i].ml_name,
                  PyDescr_NewMethod(<PyTypeObject *>Scheduler, &_methods[i]))
