@@ -33,6 +33,7 @@ cdef object empty = None
 
 cdef enum:
     STREAK = 64    # values given in a row before the loop gets a turn
+    FEW = 16       # sources in a selection that are searched one by one
 
 
 def configure(value):
@@ -258,7 +259,6 @@ cdef class Entry(Waker):
     cdef Source native             # the same, if it is one of ours
     cdef Entry after               # in the queue of those to try
     cdef bint waits                # armed, and not called yet
-    cdef bint once
 
     cdef int wake(self) except -1:
         cdef Selection selection
@@ -270,13 +270,29 @@ cdef class Entry(Waker):
                 wait_end(selection.wait)
         return 0
 
+    cdef int withdraw(self) except -1:
+        """It leaves its selection."""
+        cdef object source = self.source
+        cdef Source native = self.native
+        self.selection = NULL
+        self.given = self.source = self.native = None
+        if self.waits:
+            self.waits = False
+            if native is not None:
+                native.disarm(self)
+            else:
+                source.disarm(self)
+        return 0
+
 
 cdef class Selection:
     """The first of many sources, again and again; see aiounify.selection.Selection."""
 
     __class_getitem__ = classmethod(_types.GenericAlias)
     cdef object __weakref__
-    cdef dict entries              # id of what was given -> Entry
+    cdef list entries              # in the order of adding, also those that left
+    cdef Py_ssize_t present        # how many have not
+    cdef dict index                # id of what was given -> Entry; None: few, and searched
     cdef Entry head, tail          # those that may have something, in the order they said so
     cdef object wait               # what the task that awaits it has yielded
     cdef bint busy, return_exceptions
@@ -284,7 +300,7 @@ cdef class Selection:
     cdef readonly dict _tasks      # those it made, by the id of what was given; None: none yet
 
     def __cinit__(self):
-        self.entries = {}
+        self.entries = []
 
     def __init__(self, tuple sources not None, *, bint return_exceptions=False):
         self.return_exceptions = return_exceptions
@@ -292,7 +308,7 @@ cdef class Selection:
         try:
             for source in sources:
                 if isinstance(source, Source):
-                    self._put(source, source)
+                    self.put(source, source)
                 else:
                     self.add(source)
         except BaseException:
@@ -304,7 +320,7 @@ cdef class Selection:
             for task in self._tasks.values():
                 if not task.get_loop().is_closed():
                     task.cancel()
-        self._clear()
+        self.clear()
 
     cdef int push(self, Entry entry) except -1:
         if self.tail is None:
@@ -314,57 +330,94 @@ cdef class Selection:
         self.tail = entry
         return 0
 
-    def _put(self, given, source):
+    cdef Entry find(self, object given):
+        cdef Entry entry
+        if self.index is not None:
+            return <Entry>self.index.get(id(given))
+        for entry in self.entries:
+            if entry.given is given and entry.selection != NULL:
+                return entry
+        return None
+
+    cdef int put(self, object given, object source) except -1:
         """Add a source, under the name of what was given for it."""
         cdef Entry entry
-        if id(given) in self.entries:
+        if self.find(given) is not None:
             raise ValueError(f"{given!r} is in this selection already")
         entry = Entry.__new__(Entry)
         entry.selection = <PyObject *>self
         entry.given = given
         entry.source = source
         entry.native = <Source>source if isinstance(source, Source) else None
-        entry.once = getattr(source, "once", False)
-        self.entries[id(given)] = entry
+        self.entries.append(entry)
+        self.present += 1
+        if self.index is not None:
+            self.index[id(given)] = entry
+        elif self.present > FEW:
+            self.tidy()
         self.push(entry)
         if self.wait is not None:  # another task adds to what this one awaits
             wait_end(self.wait)
+        return 0
+
+    cdef int tidy(self) except -1:
+        """Forget those that left, and index the others if they are many."""
+        cdef Entry entry
+        self.entries = [each for each in self.entries if (<Entry>each).selection != NULL]
+        self.index = None
+        if self.present > FEW:
+            self.index = {id((<Entry>each).given): each for each in self.entries}
+        return 0
+
+    def _put(self, given, source):
+        self.put(given, source)
 
     def _pop(self, given):
         """Withdraw; returns the source.  KeyError if it is not here."""
-        cdef Entry entry
-        if id(given) not in self.entries:
+        cdef Entry entry = self.find(given)
+        cdef object source
+        if entry is None:
             raise KeyError(given)
-        entry = <Entry>self.entries[id(given)]
+        source = entry.source
         self.leave(entry)
-        if not self.entries and self.wait is not None:
+        if not self.present and self.wait is not None:
             wait_end(self.wait)
-        return entry.source
+        return source
 
     cdef int leave(self, Entry entry) except -1:
-        self.entries.pop(id(entry.given), None)
+        if entry.selection == NULL:
+            return 0
+        if self.index is not None:
+            self.index.pop(id(entry.given), None)
+        self.present -= 1
         entry.selection = NULL
-        if entry.waits:
-            entry.waits = False
-            if entry.native is not None:
-                entry.native.disarm(entry)
-            else:
-                entry.source.disarm(entry)
+        if len(self.entries) > 2 * self.present + FEW:
+            self.tidy()
+        return entry.withdraw()
+
+    cdef int clear(self) except -1:
+        """Withdraw all."""
+        cdef list entries = self.entries
+        cdef Entry entry, after
+        if entries:
+            self.entries = []
+            self.index = None
+            self.present = 0
+            for entry in entries:
+                entry.selection = NULL  # also if one of them raises
+            for entry in entries:
+                entry.withdraw()
+        # link by link: a long chain that goes at once is a deep recursion
+        entry, self.head, self.tail = self.head, None, None
+        while entry is not None:
+            after, entry.after = entry.after, None
+            entry = after
+        if self.wait is not None:
+            wait_end(self.wait)
         return 0
 
     def _clear(self):
-        """Withdraw all."""
-        cdef dict entries = self.entries
-        cdef Entry entry
-        if entries:
-            self.entries = {}
-            for entry in entries.values():
-                entry.selection = NULL  # also if one of them raises
-            for entry in entries.values():
-                self.leave(entry)
-        self.head = self.tail = None
-        if self.wait is not None:
-            wait_end(self.wait)
+        self.clear()
 
     def _own(self, given, task):
         """A task was made for what was given, and goes with the selection."""
@@ -376,18 +429,21 @@ cdef class Selection:
 
     def _given(self):
         """What was put in and has not ended."""
-        return [(<Entry>entry).given for entry in self.entries.values()]
+        return [
+            (<Entry>entry).given for entry in self.entries if (<Entry>entry).selection != NULL
+        ]
 
     def __len__(self):
-        return len(self.entries)
+        return self.present
 
     def __contains__(self, given):
-        return id(given) in self.entries
+        return self.find(given) is not None
 
     cdef object probe(self):
         """(given, value) of the first that has something, or None; the others are armed."""
         cdef Entry entry
-        cdef object value, given
+        cdef Source native
+        cdef object value, given, source
         while self.head is not None:
             entry = self.head
             self.head = entry.after
@@ -396,15 +452,17 @@ cdef class Selection:
                 self.tail = None
             if entry.selection == NULL:
                 continue  # it was taken out meanwhile
-            given = entry.given
+            given, source, native = entry.given, entry.source, entry.native
             try:
-                value = entry.native.take() if entry.native is not None else entry.source.take()
+                value = native.take() if native is not None else source.take()
                 if value is empty:
+                    if entry.selection == NULL:
+                        continue  # it was taken out by what take() ran
                     entry.waits = True
-                    if entry.native is not None:
-                        entry.native.arm(entry)
+                    if native is not None:
+                        native.arm(entry)
                     else:
-                        entry.source.arm(entry)
+                        source.arm(entry)
                     continue
             except StopAsyncIteration:
                 entry.waits = False
@@ -418,7 +476,7 @@ cdef class Selection:
                 if not self.return_exceptions:
                     raise
                 return given, exc
-            if entry.once:
+            if getattr(source, "once", False):
                 self.leave(entry)
             elif entry.selection != NULL:
                 self.push(entry)
@@ -451,7 +509,7 @@ def _next_of(Selection selection, ended):
             found = selection.probe()
             if found is not None:
                 return found
-            if not selection.entries:
+            if not selection.present:
                 if ended is StopAsyncIteration:
                     raise StopAsyncIteration
                 raise ended("no source is left in this selection: all have ended")
