@@ -30,6 +30,7 @@ from aiounify._core.scheduler cimport Scheduler
 cdef object _get_running_loop = asyncio._get_running_loop
 cdef object _CancelledError = asyncio.CancelledError
 cdef object empty = None
+cdef object _native_method = None   # the type of a method of a native class
 
 cdef enum:
     STREAK = 64    # values given in a row before the loop gets a turn
@@ -81,11 +82,81 @@ cdef class TaskWaker(Waker):
         return wait_end(self.wait)
 
 
+cdef extern from *:
+    """
+    /* the type's attribute, borrowed, without an exception if there is none */
+    #define type_attribute(type, name) _PyType_Lookup((PyTypeObject *)(type), name)
+    #define is_static(type) (!PyType_HasFeature((PyTypeObject *)(type), Py_TPFLAGS_HEAPTYPE))
+
+    /* What Cython makes of a cpdef method looks for a replacement in Python each time it is
+     * called on an object of a Python class.  Its second argument says not to. */
+    #define native_take(s) ((s)->__pyx_vtab->take((s), 1))
+    #define native_arm(s, ready) ((s)->__pyx_vtab->arm((s), (ready), 1))
+    #define native_disarm(s, ready) ((s)->__pyx_vtab->disarm((s), (ready), 1))
+    #define native_begin(s) ((s)->__pyx_vtab->_begin((s), 1))
+    #define native_withdraw(s) ((s)->__pyx_vtab->_withdraw((s), 1))
+    #define native_fire(s) ((s)->__pyx_vtab->_fire((s), 1))
+    """
+    PyObject *type_attribute(object type, object name)
+    bint is_static(object type)
+    object native_take(Source s)
+    object native_arm(Source s, object ready)
+    object native_disarm(Source s, object ready)
+    object native_begin(Source s)
+    object native_withdraw(Source s)
+    object native_fire(Source s)
+
+cdef tuple _NAMES = ("take", "arm", "disarm", "_begin", "_withdraw", "_fire")
+
+cdef enum:
+    TAKE = 1
+    ARM = 2
+    DISARM = 4
+    BEGIN = 8
+    WITHDRAW = 16
+    FIRE = 32
+
+
+cdef unsigned replaced_in(object kind):
+    """Which of the methods a class in Python has in place of the native ones."""
+    cdef unsigned i, found = 0
+    cdef PyObject *method
+    for i in range(6):
+        method = type_attribute(kind, _NAMES[i])
+        if method == NULL or type(<object>method) is not _native_method:
+            found |= 1 << i
+    return found
+
+
+cdef object source_take(Source source):
+    return source.take() if source.overridden & TAKE else native_take(source)
+
+
+cdef int source_arm(Source source, object ready) except -1:
+    if source.overridden & ARM:
+        source.arm(ready)
+    else:
+        native_arm(source, ready)
+    return 0
+
+
+cdef int source_disarm(Source source, object ready) except -1:
+    if source.overridden & DISARM:
+        source.disarm(ready)
+    else:
+        native_disarm(source, ready)
+    return 0
+
+
 cdef class Source:
     """Base of what can be awaited; see aiounify.sources.Source."""
 
     once = False
     __class_getitem__ = classmethod(_types.GenericAlias)
+
+    def __cinit__(self, *args, **kwargs):
+        if not is_static(type(self)):
+            self.overridden = replaced_in(type(self))
 
     cpdef object take(self):
         raise NotImplementedError(f"{type(self).__qualname__}.take()")
@@ -98,54 +169,81 @@ cdef class Source:
 
     cpdef object arm(self, object ready):
         cdef Scheduler loop = running_loop(self)
-        cdef list armed
         if self.loop is not loop:
-            if self.armed and not self.loop.is_closed():
+            if self.armed is not None and not self.loop.is_closed():
                 raise RuntimeError(f"{self!r} is awaited in another event loop")
             self.armed = None
             self.loop = loop
-        if self.armed:
-            self.armed.append(ready)
+        if self.armed is not None:
+            if type(self.armed) is list:
+                (<list>self.armed).append(ready)
+            else:
+                self.armed = [self.armed, ready]
             return
-        armed = self.armed = [ready]
+        self.armed = ready
         try:
-            self._begin()
+            if self.overridden & BEGIN:
+                self._begin()
+            else:
+                native_begin(self)
         except BaseException:
-            if self.armed is armed:
+            if self.armed is ready:
                 self.armed = None
             raise
 
     cpdef object disarm(self, object ready):
         cdef Py_ssize_t i
-        cdef list armed = self.armed
-        if armed is None:
-            return
-        for i in range(len(armed)):
-            if armed[i] is ready:
-                del armed[i]
-                if not armed:
-                    self.armed = None
-                    self._withdraw()
+        cdef list armed
+        if self.armed is not ready:
+            if type(self.armed) is not list:
                 return
+            armed = <list>self.armed
+            for i in range(len(armed)):
+                if armed[i] is ready:
+                    del armed[i]
+                    break
+            else:
+                return
+            if armed:
+                return
+        self.armed = None
+        if self.overridden & WITHDRAW:
+            self._withdraw()
+        else:
+            native_withdraw(self)
 
     cpdef object _fire(self):
-        cdef list armed = self.armed
+        cdef object armed = self.armed
         self.armed = None
         if armed is None:
             return
-        for ready in armed:
-            if isinstance(ready, Waker):
-                (<Waker>ready).wake()
-                continue
-            try:
-                ready()
-            except (SystemExit, KeyboardInterrupt):
-                raise
-            except BaseException as exc:
-                (<object>self.loop).call_exception_handler({
-                    "message": f"Exception in what was armed at {self!r}",
-                    "exception": exc,
-                })
+        if type(armed) is list:
+            for ready in <list>armed:
+                self.call(ready)
+        else:
+            self.call(armed)
+
+    cdef int fire(self) except -1:
+        """_fire(), for native callers."""
+        if self.overridden & FIRE:
+            self._fire()
+        else:
+            native_fire(self)
+        return 0
+
+    cdef int call(self, object ready) except -1:
+        if isinstance(ready, Waker):
+            return (<Waker>ready).wake()
+        try:
+            ready()
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:
+            (<object>self.loop).call_exception_handler({
+                "message": f"Exception in what was armed at {self!r}",
+                "exception": exc,
+            })
+        return 0
 
     @property
     def _loop(self):
@@ -153,7 +251,7 @@ cdef class Source:
 
     @property
     def _is_armed(self):
-        return bool(self.armed)
+        return self.armed is not None
 
     def __await__(self):
         return _take_from(self)
@@ -162,26 +260,29 @@ cdef class Source:
         return await self
 
 
+_native_method = type(Source.__dict__["take"])
+
+
 def _take_from(source):
     cdef Source native = <Source>source if isinstance(source, Source) else None
     cdef TaskWaker waker
     cdef Scheduler loop = running_loop(source)
-    cdef object value = native.take() if native is not None else source.take()
+    cdef object value = source_take(native) if native is not None else source.take()
     while value is empty:
         waker = TaskWaker.__new__(TaskWaker)
         waker.wait = wait_begin(loop)
         if native is not None:
-            native.arm(waker)
+            source_arm(native, waker)
         else:
             source.arm(waker)
         try:
             yield waker.wait
         finally:
             if native is not None:
-                native.disarm(waker)
+                source_disarm(native, waker)
             else:
                 source.disarm(waker)
-        value = native.take() if native is not None else source.take()
+        value = source_take(native) if native is not None else source.take()
     return value
 
 
@@ -224,13 +325,13 @@ cdef class Arrivals(Source):
             raise RuntimeError(f"{self!r} has ended")
         self.values.append(value)
         if self.armed is not None:
-            self._fire()
+            self.fire()
 
     cpdef object end(self, object reason=None):
         if self.reason is None:
             self.reason = reason if reason is not None else StopAsyncIteration()
             if self.armed is not None:
-                self._fire()
+                self.fire()
 
     @property
     def ended(self):
@@ -279,7 +380,7 @@ cdef class Entry(Waker):
         if self.waits:
             self.waits = False
             if native is not None:
-                native.disarm(self)
+                source_disarm(native, self)
             else:
                 source.disarm(self)
         return 0
@@ -454,13 +555,13 @@ cdef class Selection:
                 continue  # it was taken out meanwhile
             given, source, native = entry.given, entry.source, entry.native
             try:
-                value = native.take() if native is not None else source.take()
+                value = source_take(native) if native is not None else source.take()
                 if value is empty:
                     if entry.selection == NULL:
                         continue  # it was taken out by what take() ran
                     entry.waits = True
                     if native is not None:
-                        native.arm(entry)
+                        source_arm(native, entry)
                     else:
                         source.arm(entry)
                     continue
