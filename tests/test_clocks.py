@@ -229,7 +229,9 @@ def test_a_process_that_stands_still_while_its_clocks_go_on(run_program, backend
     run_program("stopped_clock", backend)
 
 
-@pytest.mark.skipif(not STRESS, reason="sets the machine's clock, to what it shows: AIOUNIFY_STRESS")
+@pytest.mark.skipif(
+    not STRESS, reason="sets the machine's clock, to what it shows: AIOUNIFY_STRESS"
+)
 async def test_the_kernel_tells_of_a_clock_that_is_set():
     wait = asyncio.create_task(sleep_until(FAR, time.CLOCK_REALTIME, clock_set="raise").wait())
     ticks = every(3600.0, time.CLOCK_REALTIME)

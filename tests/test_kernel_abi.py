@@ -20,7 +20,10 @@ NUMBER = signal.SIGRTMIN + 3
 def fdinfo(fd):
     """What /proc says of a descriptor, by name."""
     text = Path(f"/proc/self/fdinfo/{fd}").read_text()
-    return {name: value.strip() for name, _, value in (line.partition(":") for line in text.splitlines())}
+    return {
+        name: value.strip()
+        for name, _, value in (line.partition(":") for line in text.splitlines())
+    }
 
 
 def made(fd):

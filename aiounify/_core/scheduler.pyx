@@ -594,6 +594,10 @@ cdef class Scheduler:
 
     # -- accounting -----------------------------------------------------------
 
+    def _wakes_at(self):
+        """When a wait that begins now ends for a timer, in nanoseconds; None without timers."""
+        return timers_wake_ns(self.q) if self.q.timers else None
+
     def _counters(self):
         cdef Reactor r = self.reactor
         return {

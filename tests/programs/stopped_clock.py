@@ -1,4 +1,4 @@
-"""A process that stands still while its clocks go on, as in a suspended machine.  Argument: backend.
+"""A process stands still while its clocks go on, as in a suspended machine.  Argument: backend.
 
 The process stops itself while it waits; its parent lets it go on after PAUSE.
 """
