@@ -1,9 +1,9 @@
 """Builds aiounify._kernel_events: the ABI of event descriptors, waitid, and the signal relay.
 
 cffi in API mode: what is declared here is compared with the kernel's headers when it is compiled,
-and with what the kernel writes by tests/test_kernel_abi.py.  The relay is a signal handler in C: Python's own says which signal came, but
-not who sent it.  See aiounify/signals.py for why it is a handler and not a signalfd.  Run by
-setup.py; not imported at run time.
+and with what the kernel writes by tests/test_kernel_abi.py.  The relay is a signal handler in C:
+Python's own says which signal came, but not who sent it.  See aiounify/signals.py for why it is a
+handler and not a signalfd.  Run by setup.py; not imported at run time.
 """
 
 from cffi import FFI
