@@ -86,6 +86,7 @@ PRIVATE = (
     Private("asyncio.unix_events", "_UnixSelectorEventLoop._sock_sendfile_native", "sock_sendfile"),
     Private("asyncio.base_events", "BaseEventLoop._sock_sendfile_fallback", "sock_sendfile"),
     Private("asyncio.base_events", "BaseEventLoop._sendfile_fallback", "sendfile"),
+    Private("asyncio.futures", "_set_result_unless_cancelled", "the end of asyncio.sleep()"),
     Private("asyncio.events", "_set_running_loop", "run_forever"),
     Private("asyncio.format_helpers", "_format_callback_source", "reports of exceptions"),
     Private("asyncio.format_helpers", "extract_stack", "debug mode"),

@@ -1,8 +1,9 @@
-"""Builds aiounify._kernel_events: inotify's and timerfd's ABI, waitid, and the signal relay.
+"""Builds aiounify._kernel_events: the ABI of event descriptors, waitid, and the signal relay.
 
-cffi in API mode.  The relay is a signal handler in C: Python's own says which signal came, but
-not who sent it.  See aiounify/signals.py for why it is a handler and not a signalfd.  Run by
-setup.py; not imported at run time.
+cffi in API mode: what is declared here is compared with the kernel's headers when it is compiled,
+and with what the kernel writes by tests/test_kernel_abi.py.  The relay is a signal handler in C:
+Python's own says which signal came, but not who sent it.  See aiounify/signals.py for why it is a
+handler and not a signalfd.  Run by setup.py; not imported at run time.
 """
 
 from cffi import FFI
@@ -23,7 +24,32 @@ ffibuilder.cdef(
     #define IN_CREATE ...
     #define IN_DELETE ...
     #define IN_Q_OVERFLOW ...
+    struct inotify_event {
+        int wd;
+        uint32_t mask, cookie, len;
+        ...; /* name[] */
+    };
     int au_inotify_init(void);
+
+    /* eventfd(2), Linux 2.6.27, non-blocking and closed on exec */
+    int au_eventfd(unsigned int value, int semaphore);
+
+    /* signalfd(2), Linux 2.6.27: `signals` has bit n - 1 for signal n.  -1 makes a descriptor,
+       which is non-blocking and closed on exec; another is told new signals. */
+    struct signalfd_siginfo {
+        uint32_t ssi_signo;
+        int32_t ssi_errno, ssi_code;
+        uint32_t ssi_pid, ssi_uid;
+        int32_t ssi_fd;
+        uint32_t ssi_tid, ssi_band, ssi_overrun, ssi_trapno;
+        int32_t ssi_status, ssi_int;
+        uint64_t ssi_ptr, ssi_utime, ssi_stime, ssi_addr;
+        ...; /* to 128 bytes */
+    };
+    int au_signalfd(int fd, uint64_t signals);
+
+    /* pidfd_open(2), Linux 5.3 */
+    int au_pidfd_open(int pid);
 
     /* timerfd_create(2), Linux 2.6.25; a set clock is told from 3.0 on */
     int au_timerfd_create(int clock);
@@ -59,8 +85,10 @@ ffibuilder.set_source(
     #include <stdatomic.h>
     #include <stdint.h>
     #include <string.h>
+    #include <sys/eventfd.h>
     #include <sys/inotify.h>
     #include <sys/resource.h>
+    #include <sys/signalfd.h>
     #include <sys/syscall.h>
     #include <sys/timerfd.h>
     #include <sys/wait.h>
@@ -73,6 +101,26 @@ ffibuilder.set_source(
     static int au_inotify_init(void)
     {
         return inotify_init1(IN_NONBLOCK | IN_CLOEXEC);
+    }
+
+    static int au_eventfd(unsigned int value, int semaphore)
+    {
+        return eventfd(value, EFD_CLOEXEC | EFD_NONBLOCK | (semaphore ? EFD_SEMAPHORE : 0));
+    }
+
+    /* By number: libc keeps two signals to itself and takes a larger set. */
+    static int au_signalfd(int fd, uint64_t signals)
+    {
+        return syscall(SYS_signalfd4, fd, &signals, sizeof(signals), SFD_CLOEXEC | SFD_NONBLOCK);
+    }
+
+    static int au_pidfd_open(int pid)
+    {
+    #ifdef SYS_pidfd_open
+        return syscall(SYS_pidfd_open, pid, 0);
+    #else
+        return syscall(434, pid, 0); /* the same on every architecture */
+    #endif
     }
 
     static int au_timerfd_create(int clock)

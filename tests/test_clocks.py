@@ -20,6 +20,7 @@ from aiounify import timers
 from aiounify.timers import ClockSetError, after, every, sleep_until
 
 CLOCKS = [time.CLOCK_MONOTONIC, time.CLOCK_REALTIME, time.CLOCK_BOOTTIME]
+FAR = 4e9 - 1
 STRESS = "AIOUNIFY_STRESS" in os.environ
 
 every_clock = pytest.mark.parametrize("clock", CLOCKS, ids=["monotonic", "realtime", "boottime"])
@@ -222,6 +223,34 @@ async def test_the_timerfd_is_told_of_a_set_clock(monkeypatch):
 
 def test_in_a_time_namespace_that_was_shifted(run_program, backend):
     run_program("shifted_clock", backend)
+
+
+def test_a_process_that_stands_still_while_its_clocks_go_on(run_program, backend):
+    run_program("stopped_clock", backend)
+
+
+@pytest.mark.skipif(
+    not STRESS, reason="sets the machine's clock, to what it shows: AIOUNIFY_STRESS"
+)
+async def test_the_kernel_tells_of_a_clock_that_is_set():
+    wait = asyncio.create_task(sleep_until(FAR, time.CLOCK_REALTIME, clock_set="raise").wait())
+    ticks = every(3600.0, time.CLOCK_REALTIME)
+    tick = asyncio.create_task(ticks.wait())
+    for _ in range(2):
+        await asyncio.sleep(0)
+    try:
+        time.clock_settime_ns(time.CLOCK_REALTIME, time.clock_gettime_ns(time.CLOCK_REALTIME))
+    except PermissionError:
+        tick.cancel()
+        wait.cancel()
+        await asyncio.wait([tick, wait])
+        pytest.skip("setting the clock is not allowed here (CAP_SYS_TIME)")
+    async with asyncio.timeout(20):
+        with pytest.raises(ClockSetError):
+            await wait
+    assert not tick.done()
+    tick.cancel()
+    await asyncio.wait([tick])
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Timers: never early, in order, any number, any argument."""
 
 import asyncio
+import contextvars
 import math
 import random
 import time
@@ -10,6 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import aiounify
+
+
+def noop():
+    pass
 
 
 def run_for(loop, seconds):
@@ -81,9 +86,9 @@ async def test_call_at_is_never_early():
     assert early == []
 
 
-async def test_thousands_of_timers_are_never_early():
+async def test_a_hundred_thousand_timers_are_never_early():
     loop, rng, early = asyncio.get_running_loop(), random.Random(1), []
-    left, done = 5000, loop.create_future()
+    left, done = 100_000, loop.create_future()
 
     def fire(due):
         nonlocal left
@@ -396,3 +401,158 @@ async def test_timeouts_of_asyncio():
         timeout.reschedule(asyncio.get_running_loop().time() + 30)
         await asyncio.sleep(0)
     assert asyncio.get_running_loop().stats()["timers_pending"] == 0
+
+
+def _set(loop, distances_us):
+    """Timers at these distances from a time to come: their times, in nanoseconds."""
+    base = loop.time() + 3600
+    return [round(loop.call_at(base + us / 1e6, noop).when() * 1e9) for us in distances_us]
+
+
+@pytest.mark.parametrize(
+    ("distances_us", "until_us"),
+    [
+        ([], None),
+        ([0], 0),
+        ([10 * i for i in range(7)], 0),  # few: each has its own wake-up
+        ([10 * i for i in range(8)], 70),
+        ([10 * i for i in reversed(range(20))], 190),
+        ([0] * 100, 0),  # many of one instant do not wait
+        ([0] + [300 + i for i in range(100)], 0),  # nor one alone for a crowd behind it
+        ([30 * i for i in range(7)] + [250] * 20, 0),
+    ],
+)
+def test_a_crowd_of_timers_is_one_wake_up(loop, distances_us, until_us):
+    times = _set(loop, distances_us)
+    wakes_at = loop._wakes_at()
+    if until_us is None:
+        assert wakes_at is None
+    else:
+        # rounded up to a nanosecond from floating point
+        assert abs(wakes_at - (min(times) + until_us * 1000)) <= 200
+
+
+@pytest.mark.parametrize("distance_us", [1, 5, 20])
+def test_a_large_crowd_does_not_delay_its_first_by_more_than_a_fifth_of_a_millisecond(
+    loop, distance_us
+):
+    times = _set(loop, [distance_us * i for i in range(5000)])
+    assert min(times) < loop._wakes_at() <= min(times) + 200_200
+
+
+def test_a_crowd_that_was_cancelled_is_none(loop):
+    handles = [loop.call_at(loop.time() + 3600 + i / 1e5, noop) for i in range(20)]
+    for handle in handles[1:14]:
+        handle.cancel()
+    assert abs(loop._wakes_at() - handles[0].when() * 1e9) <= 200
+
+
+async def test_the_order_in_a_crowd():
+    loop, got = asyncio.get_running_loop(), []
+    base = loop.time() + 0.01
+    done = loop.create_future()
+    for i in [i * 7919 % 1000 for i in range(1000)]:
+        loop.call_at(base + i / 1e6, lambda i=i: got.append((i, loop.time() >= base + i / 1e6)))
+    loop.call_at(base + 0.002, done.set_result, None)
+    await done
+    assert got == [(i, True) for i in range(1000)]
+
+
+# -- the end of asyncio.sleep(), which is native -------------------------------------
+
+
+async def test_sleep_gives_its_result():
+    assert await asyncio.sleep(0.001, "value") == "value"
+    assert await asyncio.gather(*(asyncio.sleep(0.001, i) for i in range(100))) == list(range(100))
+
+
+@pytest.mark.parametrize("first", [True, False])
+async def test_a_sleep_that_is_cancelled_in_the_turn_of_its_end(first):
+    loop, tasks = asyncio.get_running_loop(), []
+
+    def cancel():
+        tasks[0].cancel()
+
+    due = loop.time() + 0.001
+    if first:
+        loop.call_at(due, cancel)
+    tasks.append(asyncio.create_task(asyncio.sleep(due - loop.time())))
+    await asyncio.sleep(0)
+    if not first:
+        loop.call_at(loop.time() + 0.001, cancel)
+    try:
+        assert await tasks[0] is None
+    except asyncio.CancelledError:
+        assert tasks[0].cancelled()
+
+
+def _ends_sleep(future, value):
+    """Ask for what asyncio.sleep() asks for."""
+    loop = asyncio.get_running_loop()
+    return loop.call_later(0.001, asyncio.futures._set_result_unless_cancelled, future, value)
+
+
+@pytest.mark.parametrize("debug", [False, True])
+async def test_futures_that_are_done_and_futures_of_other_classes(debug):
+    class Other(asyncio.Future):
+        asked = ()
+
+        def set_result(self, result):
+            self.asked = (*self.asked, result)
+            super().set_result(result)
+
+    loop = asyncio.get_running_loop()
+    loop.set_debug(debug)
+    complaints = []
+    loop.set_exception_handler(
+        lambda _, context: complaints.append(
+            (type(context["exception"]), context["handle"]._callback)
+        )
+    )
+    other = Other(loop=loop)
+    cancelled, done, plain = (loop.create_future() for _ in range(3))
+    cancelled.cancel()
+    done.set_result("before")
+    for future in (other, cancelled, done, plain):
+        _ends_sleep(future, "value")
+    assert await plain == "value"
+    assert other.asked == ("value",) and other.result() == "value"
+    assert cancelled.cancelled()
+    assert done.result() == "before"
+    end = asyncio.futures._set_result_unless_cancelled
+    assert complaints == [(asyncio.InvalidStateError, end)]
+
+
+async def test_the_end_of_a_sleep_that_was_replaced(monkeypatch):
+    real, ended = asyncio.futures._set_result_unless_cancelled, []
+
+    def replaced(future, result):
+        ended.append(result)
+        real(future, result)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(asyncio.futures, "_set_result_unless_cancelled", replaced)
+        await asyncio.sleep(0.001, 1)
+    assert ended == [1]
+
+    def other(fut, result):
+        fut.set_result((result, "by other code"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(real, "__code__", other.__code__)
+        assert await asyncio.sleep(0.001, 2) == (2, "by other code")
+    assert await asyncio.sleep(0.001, 3) == 3
+
+
+async def test_callbacks_of_a_sleep_run_in_their_own_context():
+    variable = contextvars.ContextVar("variable", default="none")
+    loop, seen = asyncio.get_running_loop(), []
+    future = loop.create_future()
+    variable.set("of the callback")
+    future.add_done_callback(lambda _: seen.append(variable.get()))
+    variable.set("of the timer")
+    _ends_sleep(future, None)
+    variable.set("later")
+    await future
+    await asyncio.sleep(0)
+    assert seen == ["of the callback"]

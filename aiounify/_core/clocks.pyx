@@ -67,11 +67,11 @@ cdef class Deadline(Source):
     def __call__(self):
         """The time has come; it is the timer's callback, which spares a bound method."""
         self.set_for = None
-        self._fire()
+        self.fire()
 
     def _rang(self):
         self.set_for = None
-        self._fire()
+        self.fire()
 
     def _clock_was_set(self):
         self.was_set = True

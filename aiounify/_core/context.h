@@ -108,6 +108,16 @@ static inline void context_return(PyObject *work, PyObject *snapshot)
         Py_DECREF(work);
 }
 
+/* A context to report a failure with, where none was entered; the exception stays set. */
+static PyObject *context_after_failure(PyObject *snapshot)
+{
+    PyObject *type, *error, *traceback;
+    PyErr_Fetch(&type, &error, &traceback);
+    PyObject *copy = PyContext_Copy(snapshot);
+    PyErr_Restore(type, error, traceback); /* also in place of a MemoryError */
+    return copy;
+}
+
 /* Let go of the variables' values, when a loop stops or closes. */
 static void context_forget(void)
 {

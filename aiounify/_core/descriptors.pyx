@@ -263,7 +263,7 @@ cdef class PollSource(Source):
             return 0
         if result < 0 and self.armed is not None:
             self.error = -result
-        self._fire()
+        self.fire()
         return 0
 
     cdef int check(self) except -1:
@@ -302,13 +302,13 @@ cdef class Readiness(PollSource):
         if result > 0 and self.events & EPOLLPRI:
             self.got |= <uint32_t>result
             if self.op is not op and self.op is not None:
-                return 0 if not self.armed else self.again()
+                return 0 if self.armed is None else self.again()
         return PollSource.polled(self, op, result)
 
     cdef int again(self) except -1:
         """An operation that was withdrawn has seen something that another waits for now."""
         self._withdraw()
-        self._fire()
+        self.fire()
         return 0
 
     cpdef object take(self):
@@ -398,7 +398,7 @@ cdef class EventCounter(PollSource):
         if fd >= 0:
             self.give_up()
             self.fd = -1
-            self._fire()
+            self.fire()
         return fd
 
     def close(self):
@@ -546,7 +546,7 @@ cdef class Batches(PollSource):
                 self.values.extend(self._parse(data[:n]))
         finally:
             c_close(fd)
-            self._fire()
+            self.fire()
 
     def _abandon(self):
         """In a forked child: close the descriptor, which is the parent's."""

@@ -20,6 +20,7 @@
 #include <unistd.h>
 
 #include "handle.h"
+#include "sleep_end.h"
 
 static PyTypeObject *Backlog_Type;
 
@@ -118,6 +119,37 @@ static int timers_expire(BacklogObject *q)
     return 0;
 }
 
+/* A crowd: so many timers due within so short a time that a wait for each would cost more
+ * than what they do.  A hundred thousand sleeping tasks are one timer each ten
+ * microseconds, and waking up for each of them is most of the work. */
+#define CROWD_TIMERS 8
+#define CROWD_SEEN 64
+#define CROWD_NS 200000
+
+/* When a loop that goes to sleep has to wake up for its timers; call with timers only.
+ * That is the first one's time, and for a crowd the time of the last of those (that were
+ * looked at) which are due within CROWD_NS of the first: a few timers never wait for
+ * each other, and many of the same instant do not either. */
+static int64_t timers_wake_ns(const BacklogObject *q)
+{
+    Py_ssize_t seen[CROWD_SEEN], n = 1;
+    int64_t first = q->heap[0].when_ns, last = first;
+    if (q->timers < CROWD_TIMERS)
+        return first;
+    /* the heap's top, as far as it is due in time: breadth first, without sorting it */
+    seen[0] = 0;
+    for (Py_ssize_t i = 0; i < n; i++) {
+        Py_ssize_t child = 4 * seen[i] + 1;
+        for (Py_ssize_t end = child + 4; child < end && child < q->timers && n < CROWD_SEEN; child++)
+            if (q->heap[child].when_ns - first <= CROWD_NS) {
+                seen[n++] = child;
+                if (q->heap[child].when_ns > last)
+                    last = q->heap[child].when_ns;
+            }
+    }
+    return n < CROWD_TIMERS ? first : last;
+}
+
 /* ---- running ------------------------------------------------------------- */
 
 static PyObject *no_arguments; /* () */
@@ -147,6 +179,13 @@ static PyObject *handle_call(HandleObject *h, int keep)
         h->nargs = 0;
         Py_CLEAR(h->loop);
     }
+    if (sleep_ends(callback, stack + 1, n)) {
+        if ((result = sleep_end(stack[1], stack[2])))
+            shared = 0; /* nothing was borrowed */
+        else if (shared)
+            work = context_after_failure(context);
+        goto called;
+    }
     /* only now: it may free a context, and so run any code, which may cancel this handle */
     if (shared)
         work = context_borrow(context);
@@ -168,6 +207,7 @@ static PyObject *handle_call(HandleObject *h, int keep)
         if (PyContext_Exit(work) < 0)
             Py_CLEAR(result);
     }
+called:
     if (!result) {
         if (shared && work)
             Py_SETREF(context, work); /* the handler sees what the callback set */

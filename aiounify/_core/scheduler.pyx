@@ -67,6 +67,7 @@ cdef extern from "queues.h":
     PyObject *handle_report
     PyObject *schedule_check
     int queues_init() except -1
+    int sleep_end_init(PyObject *callback, PyObject *future) except -1
     void context_forget()
     int handle_own_context(HandleObject *h) except -1
     object backlog_new()
@@ -82,6 +83,7 @@ cdef extern from "queues.h":
     int handle_run(PyObject *loop, HandleObject *h) except -1
     int timer_heap_push(BacklogObject *q, HandleObject *h) except -1
     int timers_expire(BacklogObject *q) except -1
+    int64_t timers_wake_ns(const BacklogObject *q)
     void handle_drop(HandleObject *h)
     void ready_clear(BacklogObject *q)
     void timers_clear(BacklogObject *q)
@@ -359,7 +361,7 @@ cdef class Scheduler:
             # about to sleep, maybe for hours: keep nobody's values
             context_forget()
         if q.head == q.tail and not self.stopping:
-            self.reactor.wait(q.heap[0].when_ns if q.timers else NEVER)
+            self.reactor.wait(timers_wake_ns(q) if q.timers else NEVER)
             if q.timers:
                 timers_expire(q)
             return self.run_handles(q.tail - q.head)
@@ -624,6 +626,10 @@ cdef class Scheduler:
 
     # -- accounting -----------------------------------------------------------
 
+    def _wakes_at(self):
+        """When a wait that begins now ends for a timer, in nanoseconds; None without timers."""
+        return timers_wake_ns(self.q) if self.q.timers else None
+
     def _counters(self):
         cdef Reactor r = self.reactor
         return {
@@ -765,7 +771,9 @@ _methods[4] = PyMethodDef(
 def _install():
     cdef int i
     cdef dict names = {}
+    cdef object ends_sleep = getattr(asyncio.futures, "_set_result_unless_cancelled", None)
     queues_init()
+    sleep_end_init(<PyObject *>ends_sleep, <PyObject *>_Future)
     for i in range(5):
         type_set(Scheduler, _methods[i].ml_name,
                  PyDescr_NewMethod(<PyTypeObject *>Scheduler, &_methods[i]))

@@ -8,7 +8,8 @@ cdef class Waker:
 cdef class Source:
     cdef object __weakref__
     cdef Scheduler loop       # the loop it was armed in last
-    cdef list armed           # what to call, in the order of arming; None: nobody waits
+    cdef object armed         # what to call, or a list of them in their order; None: nobody waits
+    cdef unsigned overridden  # which methods a subclass in Python has replaced
 
     cpdef object take(self)
     cpdef object arm(self, object ready)
@@ -16,6 +17,8 @@ cdef class Source:
     cpdef object _begin(self)
     cpdef object _withdraw(self)
     cpdef object _fire(self)
+    cdef int fire(self) except -1
+    cdef int call(self, object ready) except -1
 
 
 cdef object empty

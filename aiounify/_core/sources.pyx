@@ -30,9 +30,11 @@ from aiounify._core.scheduler cimport Scheduler
 cdef object _get_running_loop = asyncio._get_running_loop
 cdef object _CancelledError = asyncio.CancelledError
 cdef object empty = None
+cdef object _native_method = None   # the type of a method of a native class
 
 cdef enum:
     STREAK = 64    # values given in a row before the loop gets a turn
+    FEW = 16       # sources in a selection that are searched one by one
 
 
 def configure(value):
@@ -80,11 +82,81 @@ cdef class TaskWaker(Waker):
         return wait_end(self.wait)
 
 
+cdef extern from *:
+    """
+    /* the type's attribute, borrowed, without an exception if there is none */
+    #define type_attribute(type, name) _PyType_Lookup((PyTypeObject *)(type), name)
+    #define is_static(type) (!PyType_HasFeature((PyTypeObject *)(type), Py_TPFLAGS_HEAPTYPE))
+
+    /* What Cython makes of a cpdef method looks for a replacement in Python each time it is
+     * called on an object of a Python class.  Its second argument says not to. */
+    #define native_take(s) ((s)->__pyx_vtab->take((s), 1))
+    #define native_arm(s, ready) ((s)->__pyx_vtab->arm((s), (ready), 1))
+    #define native_disarm(s, ready) ((s)->__pyx_vtab->disarm((s), (ready), 1))
+    #define native_begin(s) ((s)->__pyx_vtab->_begin((s), 1))
+    #define native_withdraw(s) ((s)->__pyx_vtab->_withdraw((s), 1))
+    #define native_fire(s) ((s)->__pyx_vtab->_fire((s), 1))
+    """
+    PyObject *type_attribute(object type, object name)
+    bint is_static(object type)
+    object native_take(Source s)
+    object native_arm(Source s, object ready)
+    object native_disarm(Source s, object ready)
+    object native_begin(Source s)
+    object native_withdraw(Source s)
+    object native_fire(Source s)
+
+cdef tuple _NAMES = ("take", "arm", "disarm", "_begin", "_withdraw", "_fire")
+
+cdef enum:
+    TAKE = 1
+    ARM = 2
+    DISARM = 4
+    BEGIN = 8
+    WITHDRAW = 16
+    FIRE = 32
+
+
+cdef unsigned replaced_in(object kind):
+    """Which of the methods a class in Python has in place of the native ones."""
+    cdef unsigned i, found = 0
+    cdef PyObject *method
+    for i in range(6):
+        method = type_attribute(kind, _NAMES[i])
+        if method == NULL or type(<object>method) is not _native_method:
+            found |= 1 << i
+    return found
+
+
+cdef object source_take(Source source):
+    return source.take() if source.overridden & TAKE else native_take(source)
+
+
+cdef int source_arm(Source source, object ready) except -1:
+    if source.overridden & ARM:
+        source.arm(ready)
+    else:
+        native_arm(source, ready)
+    return 0
+
+
+cdef int source_disarm(Source source, object ready) except -1:
+    if source.overridden & DISARM:
+        source.disarm(ready)
+    else:
+        native_disarm(source, ready)
+    return 0
+
+
 cdef class Source:
     """Base of what can be awaited; see aiounify.sources.Source."""
 
     once = False
     __class_getitem__ = classmethod(_types.GenericAlias)
+
+    def __cinit__(self, *args, **kwargs):
+        if not is_static(type(self)):
+            self.overridden = replaced_in(type(self))
 
     cpdef object take(self):
         raise NotImplementedError(f"{type(self).__qualname__}.take()")
@@ -97,54 +169,81 @@ cdef class Source:
 
     cpdef object arm(self, object ready):
         cdef Scheduler loop = running_loop(self)
-        cdef list armed
         if self.loop is not loop:
-            if self.armed and not self.loop.is_closed():
+            if self.armed is not None and not self.loop.is_closed():
                 raise RuntimeError(f"{self!r} is awaited in another event loop")
             self.armed = None
             self.loop = loop
-        if self.armed:
-            self.armed.append(ready)
+        if self.armed is not None:
+            if type(self.armed) is list:
+                (<list>self.armed).append(ready)
+            else:
+                self.armed = [self.armed, ready]
             return
-        armed = self.armed = [ready]
+        self.armed = ready
         try:
-            self._begin()
+            if self.overridden & BEGIN:
+                self._begin()
+            else:
+                native_begin(self)
         except BaseException:
-            if self.armed is armed:
+            if self.armed is ready:
                 self.armed = None
             raise
 
     cpdef object disarm(self, object ready):
         cdef Py_ssize_t i
-        cdef list armed = self.armed
-        if armed is None:
-            return
-        for i in range(len(armed)):
-            if armed[i] is ready:
-                del armed[i]
-                if not armed:
-                    self.armed = None
-                    self._withdraw()
+        cdef list armed
+        if self.armed is not ready:
+            if type(self.armed) is not list:
                 return
+            armed = <list>self.armed
+            for i in range(len(armed)):
+                if armed[i] is ready:
+                    del armed[i]
+                    break
+            else:
+                return
+            if armed:
+                return
+        self.armed = None
+        if self.overridden & WITHDRAW:
+            self._withdraw()
+        else:
+            native_withdraw(self)
 
     cpdef object _fire(self):
-        cdef list armed = self.armed
+        cdef object armed = self.armed
         self.armed = None
         if armed is None:
             return
-        for ready in armed:
-            if isinstance(ready, Waker):
-                (<Waker>ready).wake()
-                continue
-            try:
-                ready()
-            except (SystemExit, KeyboardInterrupt):
-                raise
-            except BaseException as exc:
-                (<object>self.loop).call_exception_handler({
-                    "message": f"Exception in what was armed at {self!r}",
-                    "exception": exc,
-                })
+        if type(armed) is list:
+            for ready in <list>armed:
+                self.call(ready)
+        else:
+            self.call(armed)
+
+    cdef int fire(self) except -1:
+        """_fire(), for native callers."""
+        if self.overridden & FIRE:
+            self._fire()
+        else:
+            native_fire(self)
+        return 0
+
+    cdef int call(self, object ready) except -1:
+        if isinstance(ready, Waker):
+            return (<Waker>ready).wake()
+        try:
+            ready()
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:
+            (<object>self.loop).call_exception_handler({
+                "message": f"Exception in what was armed at {self!r}",
+                "exception": exc,
+            })
+        return 0
 
     @property
     def _loop(self):
@@ -152,7 +251,7 @@ cdef class Source:
 
     @property
     def _is_armed(self):
-        return bool(self.armed)
+        return self.armed is not None
 
     def __await__(self):
         return _take_from(self)
@@ -161,26 +260,29 @@ cdef class Source:
         return await self
 
 
+_native_method = type(Source.__dict__["take"])
+
+
 def _take_from(source):
     cdef Source native = <Source>source if isinstance(source, Source) else None
     cdef TaskWaker waker
     cdef Scheduler loop = running_loop(source)
-    cdef object value = native.take() if native is not None else source.take()
+    cdef object value = source_take(native) if native is not None else source.take()
     while value is empty:
         waker = TaskWaker.__new__(TaskWaker)
         waker.wait = wait_begin(loop)
         if native is not None:
-            native.arm(waker)
+            source_arm(native, waker)
         else:
             source.arm(waker)
         try:
             yield waker.wait
         finally:
             if native is not None:
-                native.disarm(waker)
+                source_disarm(native, waker)
             else:
                 source.disarm(waker)
-        value = native.take() if native is not None else source.take()
+        value = source_take(native) if native is not None else source.take()
     return value
 
 
@@ -223,13 +325,13 @@ cdef class Arrivals(Source):
             raise RuntimeError(f"{self!r} has ended")
         self.values.append(value)
         if self.armed is not None:
-            self._fire()
+            self.fire()
 
     cpdef object end(self, object reason=None):
         if self.reason is None:
             self.reason = reason if reason is not None else StopAsyncIteration()
             if self.armed is not None:
-                self._fire()
+                self.fire()
 
     @property
     def ended(self):
@@ -258,7 +360,6 @@ cdef class Entry(Waker):
     cdef Source native             # the same, if it is one of ours
     cdef Entry after               # in the queue of those to try
     cdef bint waits                # armed, and not called yet
-    cdef bint once
 
     cdef int wake(self) except -1:
         cdef Selection selection
@@ -270,13 +371,29 @@ cdef class Entry(Waker):
                 wait_end(selection.wait)
         return 0
 
+    cdef int withdraw(self) except -1:
+        """It leaves its selection."""
+        cdef object source = self.source
+        cdef Source native = self.native
+        self.selection = NULL
+        self.given = self.source = self.native = None
+        if self.waits:
+            self.waits = False
+            if native is not None:
+                source_disarm(native, self)
+            else:
+                source.disarm(self)
+        return 0
+
 
 cdef class Selection:
     """The first of many sources, again and again; see aiounify.selection.Selection."""
 
     __class_getitem__ = classmethod(_types.GenericAlias)
     cdef object __weakref__
-    cdef dict entries              # id of what was given -> Entry
+    cdef list entries              # in the order of adding, also those that left
+    cdef Py_ssize_t present        # how many have not
+    cdef dict index                # id of what was given -> Entry; None: few, and searched
     cdef Entry head, tail          # those that may have something, in the order they said so
     cdef object wait               # what the task that awaits it has yielded
     cdef bint busy, return_exceptions
@@ -284,7 +401,7 @@ cdef class Selection:
     cdef readonly dict _tasks      # those it made, by the id of what was given; None: none yet
 
     def __cinit__(self):
-        self.entries = {}
+        self.entries = []
 
     def __init__(self, tuple sources not None, *, bint return_exceptions=False):
         self.return_exceptions = return_exceptions
@@ -292,7 +409,7 @@ cdef class Selection:
         try:
             for source in sources:
                 if isinstance(source, Source):
-                    self._put(source, source)
+                    self.put(source, source)
                 else:
                     self.add(source)
         except BaseException:
@@ -304,7 +421,7 @@ cdef class Selection:
             for task in self._tasks.values():
                 if not task.get_loop().is_closed():
                     task.cancel()
-        self._clear()
+        self.clear()
 
     cdef int push(self, Entry entry) except -1:
         if self.tail is None:
@@ -314,57 +431,94 @@ cdef class Selection:
         self.tail = entry
         return 0
 
-    def _put(self, given, source):
+    cdef Entry find(self, object given):
+        cdef Entry entry
+        if self.index is not None:
+            return <Entry>self.index.get(id(given))
+        for entry in self.entries:
+            if entry.given is given and entry.selection != NULL:
+                return entry
+        return None
+
+    cdef int put(self, object given, object source) except -1:
         """Add a source, under the name of what was given for it."""
         cdef Entry entry
-        if id(given) in self.entries:
+        if self.find(given) is not None:
             raise ValueError(f"{given!r} is in this selection already")
         entry = Entry.__new__(Entry)
         entry.selection = <PyObject *>self
         entry.given = given
         entry.source = source
         entry.native = <Source>source if isinstance(source, Source) else None
-        entry.once = getattr(source, "once", False)
-        self.entries[id(given)] = entry
+        self.entries.append(entry)
+        self.present += 1
+        if self.index is not None:
+            self.index[id(given)] = entry
+        elif self.present > FEW:
+            self.tidy()
         self.push(entry)
         if self.wait is not None:  # another task adds to what this one awaits
             wait_end(self.wait)
+        return 0
+
+    cdef int tidy(self) except -1:
+        """Forget those that left, and index the others if they are many."""
+        cdef Entry entry
+        self.entries = [each for each in self.entries if (<Entry>each).selection != NULL]
+        self.index = None
+        if self.present > FEW:
+            self.index = {id((<Entry>each).given): each for each in self.entries}
+        return 0
+
+    def _put(self, given, source):
+        self.put(given, source)
 
     def _pop(self, given):
         """Withdraw; returns the source.  KeyError if it is not here."""
-        cdef Entry entry
-        if id(given) not in self.entries:
+        cdef Entry entry = self.find(given)
+        cdef object source
+        if entry is None:
             raise KeyError(given)
-        entry = <Entry>self.entries[id(given)]
+        source = entry.source
         self.leave(entry)
-        if not self.entries and self.wait is not None:
+        if not self.present and self.wait is not None:
             wait_end(self.wait)
-        return entry.source
+        return source
 
     cdef int leave(self, Entry entry) except -1:
-        self.entries.pop(id(entry.given), None)
+        if entry.selection == NULL:
+            return 0
+        if self.index is not None:
+            self.index.pop(id(entry.given), None)
+        self.present -= 1
         entry.selection = NULL
-        if entry.waits:
-            entry.waits = False
-            if entry.native is not None:
-                entry.native.disarm(entry)
-            else:
-                entry.source.disarm(entry)
+        if len(self.entries) > 2 * self.present + FEW:
+            self.tidy()
+        return entry.withdraw()
+
+    cdef int clear(self) except -1:
+        """Withdraw all."""
+        cdef list entries = self.entries
+        cdef Entry entry, after
+        if entries:
+            self.entries = []
+            self.index = None
+            self.present = 0
+            for entry in entries:
+                entry.selection = NULL  # also if one of them raises
+            for entry in entries:
+                entry.withdraw()
+        # link by link: a long chain that goes at once is a deep recursion
+        entry, self.head, self.tail = self.head, None, None
+        while entry is not None:
+            after, entry.after = entry.after, None
+            entry = after
+        if self.wait is not None:
+            wait_end(self.wait)
         return 0
 
     def _clear(self):
-        """Withdraw all."""
-        cdef dict entries = self.entries
-        cdef Entry entry
-        if entries:
-            self.entries = {}
-            for entry in entries.values():
-                entry.selection = NULL  # also if one of them raises
-            for entry in entries.values():
-                self.leave(entry)
-        self.head = self.tail = None
-        if self.wait is not None:
-            wait_end(self.wait)
+        self.clear()
 
     def _own(self, given, task):
         """A task was made for what was given, and goes with the selection."""
@@ -376,18 +530,21 @@ cdef class Selection:
 
     def _given(self):
         """What was put in and has not ended."""
-        return [(<Entry>entry).given for entry in self.entries.values()]
+        return [
+            (<Entry>entry).given for entry in self.entries if (<Entry>entry).selection != NULL
+        ]
 
     def __len__(self):
-        return len(self.entries)
+        return self.present
 
     def __contains__(self, given):
-        return id(given) in self.entries
+        return self.find(given) is not None
 
     cdef object probe(self):
         """(given, value) of the first that has something, or None; the others are armed."""
         cdef Entry entry
-        cdef object value, given
+        cdef Source native
+        cdef object value, given, source
         while self.head is not None:
             entry = self.head
             self.head = entry.after
@@ -396,15 +553,17 @@ cdef class Selection:
                 self.tail = None
             if entry.selection == NULL:
                 continue  # it was taken out meanwhile
-            given = entry.given
+            given, source, native = entry.given, entry.source, entry.native
             try:
-                value = entry.native.take() if entry.native is not None else entry.source.take()
+                value = source_take(native) if native is not None else source.take()
                 if value is empty:
+                    if entry.selection == NULL:
+                        continue  # it was taken out by what take() ran
                     entry.waits = True
-                    if entry.native is not None:
-                        entry.native.arm(entry)
+                    if native is not None:
+                        source_arm(native, entry)
                     else:
-                        entry.source.arm(entry)
+                        source.arm(entry)
                     continue
             except StopAsyncIteration:
                 entry.waits = False
@@ -418,7 +577,7 @@ cdef class Selection:
                 if not self.return_exceptions:
                     raise
                 return given, exc
-            if entry.once:
+            if getattr(source, "once", False):
                 self.leave(entry)
             elif entry.selection != NULL:
                 self.push(entry)
@@ -451,7 +610,7 @@ def _next_of(Selection selection, ended):
             found = selection.probe()
             if found is not None:
                 return found
-            if not selection.entries:
+            if not selection.present:
                 if ended is StopAsyncIteration:
                     raise StopAsyncIteration
                 raise ended("no source is left in this selection: all have ended")
