@@ -25,7 +25,7 @@ import select
 import warnings
 from typing import TYPE_CHECKING, Any, Self
 
-from aiounify._core.file_calls import BinaryBase, FileService
+from aiounify._core.file_binary import BinaryBase
 from aiounify._core.file_op import (
     FileOp,
     fallocate_op,

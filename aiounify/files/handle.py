@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator
     from types import TracebackType
 
-    from aiounify._core.file_calls import FileService
+    from aiounify._core.file_service import FileService
 
 _AT_FDCWD = -100
 _BUFFER = 65536

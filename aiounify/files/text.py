@@ -17,7 +17,7 @@ import io
 import os
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from aiounify._core.file_calls import TextBase
+from aiounify._core.file_text import TextBase
 
 if TYPE_CHECKING:
     import asyncio
