@@ -3,7 +3,7 @@
 """Descriptor, offset and read buffer of a binary handle, and what they answer at once.
 
 Why it exists: reads from the buffer and from the page cache are the hot path of every handle.  What
-has to wait is in Python (aiounify/files/binary.py).
+has to wait is in Python (aiounify/files/reading.py).
 
 Rules:
 
@@ -49,7 +49,7 @@ cdef enum:
 
 
 cdef class BinaryBase(Guarded):
-    """Descriptor, offset and read buffer; binary.py has everything that waits."""
+    """Descriptor, offset and read buffer; what waits is in aiounify/files."""
 
     def __cinit__(self, *args, **kwargs):
         self.fd = -1

@@ -5,6 +5,7 @@ from typing_extensions import disjoint_base
 
 from aiounify._core.file_service import FileService
 
+@disjoint_base
 class Answers: ...
 
 @final

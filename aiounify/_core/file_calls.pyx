@@ -5,7 +5,7 @@
 Why it exists: most reads find their bytes in memory, and then a coroutine object costs more than
 the read.  A `FileCall` is a coroutine to whoever looks.  When it is first sent to, it asks its
 target for an answer at once; if there is none it becomes what the target's Python method is, a
-coroutine that waits (aiounify/files/binary.py, text.py).
+coroutine that waits (aiounify/files/reading.py, text.py).
 
 Rules:
 
