@@ -20,15 +20,15 @@ from typing import TYPE_CHECKING, Any
 
 from aiounify._core.file_op import open_op
 from aiounify.files.binary import BinaryFile
+from aiounify.files.fileobject import Closing
 from aiounify.files.operation import failure, perform, service
 from aiounify.files.text import TextFile
 from aiounify.files.threads import finished_in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator
-    from types import TracebackType
 
-    from aiounify._core.file_calls import FileService
+    from aiounify._core.file_service import FileService
 
 _AT_FDCWD = -100
 _BUFFER = 65536
@@ -36,7 +36,7 @@ _BUFFER = 65536
 _FIRST, _LONGEST = 0.001, 0.025
 
 
-class Opening:
+class Opening(Closing):
     """What open() returns: await it, or use it with `async with`."""
 
     __slots__ = ("_coroutine", "_file")
@@ -63,12 +63,7 @@ class Opening:
         self._file = await self._coroutine
         return self._file
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def _leave(self) -> None:
         await self._file.close()
 
 

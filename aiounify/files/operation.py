@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from aiounify._core.file_aio import AioContext
-from aiounify._core.file_calls import FileService
+from aiounify._core.file_service import FileService
 from aiounify.executor import submit
 from aiounify.files.threads import running_loop
 

@@ -13,6 +13,7 @@ import os as _os
 from typing import TYPE_CHECKING, Any
 
 from aiounify._core.file_op import path_op
+from aiounify._core.file_paths import stat as _ask
 from aiounify.files import handle as _handle
 from aiounify.files import ospath as path
 from aiounify.files.operation import checked, service
@@ -79,7 +80,8 @@ def stat(
         return fstat(path)
     if dir_fd is not None:
         return _stat_at(path, dir_fd, follow_symlinks)
-    return service().stat(path, _stat_follow if follow_symlinks else _stat_link, follow_symlinks)
+    slow = _stat_follow if follow_symlinks else _stat_link
+    return _ask(service(), path, slow, follow_symlinks)
 
 
 def lstat(path: Any, *, dir_fd: int | None = None) -> Coroutine[Any, Any, _os.stat_result]:

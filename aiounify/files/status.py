@@ -10,7 +10,7 @@ from aiounify._kernel_files import ffi, lib
 from aiounify.files.operation import checked
 
 if TYPE_CHECKING:
-    from aiounify._core.file_calls import FileService
+    from aiounify._core.file_service import FileService
 
 _AT_FDCWD = -100
 

@@ -15,6 +15,7 @@ from io import IncrementalNewlineDecoder
 from typing import TYPE_CHECKING, Any
 
 from aiounify._core.file_op import FileOp
+from aiounify._core.file_paths import read_bytes as read_at_once
 from aiounify.files.handle import open as open_file
 from aiounify.files.operation import checked, service
 from aiounify.files.status import statx_path
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 def read_bytes(path: Any) -> Coroutine[Any, Any, bytes]:
     """The content of a file.  OSError with errno and filename; open(2), read(2)."""
-    return service().read_bytes(path, _read_bytes)
+    return read_at_once(service(), path, _read_bytes)
 
 
 async def _read_bytes(path: Any) -> bytes:

@@ -1,0 +1,121 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# cython: binding=False
+"""What the files of one loop share: the way to the kernel, and the budget of what is answered at once.
+
+Why it exists: operations that wait go to the ring or to a thread, and somebody has to know which.
+What the kernel has in memory is answered inline, on the loop's thread, and somebody has to see that
+the loop is not starved by it.
+
+Rules:
+
+* Inline hits have a budget: a task that has had `share` of them without a turn of the loop yields
+  once.  The share shrinks with the number of tasks that used theirs up in the turn before, so that
+  a turn costs about BUDGET hits, however many tasks read.
+* A step of a task is known by the head of the ready ring, which every callback moves.
+* A path is opened inline only if nothing has to be waited for: openat2(RESOLVE_CACHED) (Linux 5.12).
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING
+from libc.stdint cimport uint64_t
+
+cimport cython
+
+from aiounify._core.backlog cimport BacklogObject
+from aiounify._core.file_op cimport FileOp
+from aiounify._core.reactor cimport EAGAIN, ENOSYS, errno
+from aiounify._core.scheduler cimport Scheduler
+
+from aiounify._core.uring import probe
+
+
+cdef extern from *:
+    """
+    #include <errno.h>
+    #include <fcntl.h>
+    #include <stdint.h>
+    #include <sys/syscall.h>
+    #include <unistd.h>
+
+    #define AU_RESOLVE_CACHED 0x20
+    #define AU_openat2 437
+
+    static int open_cached(const char *path, uint64_t flags)
+    {
+        struct { uint64_t flags, mode, resolve; } how = {flags, 0, AU_RESOLVE_CACHED};
+        return (int)syscall(AU_openat2, AT_FDCWD, path, &how, sizeof(how));
+    }
+    """
+    enum:
+        EINVAL
+        O_CLOEXEC
+    int c_open_cached "open_cached" (const char *path, uint64_t flags)
+
+
+@cython.final
+cdef class FileService:
+    """See the module's docstring; one for each loop that has files."""
+
+    def __init__(self, loop, in_thread):
+        self.owner = <Scheduler?>loop
+        self.in_thread = in_thread
+        self.uses_ring = loop.backend == "uring"
+        self.ops = probe().ops if self.uses_ring else frozenset()
+        self.opens_cached = True
+        self.share = RUN
+
+    @property
+    def loop(self):
+        return self.owner
+
+    def start(self, FileOp op):
+        """Begin an operation; the future has its result."""
+        cdef object waiter
+        self.owner._check_closed()
+        waiter = self.owner.create_future()
+        op.waiter = waiter
+        if op.opcode in self.ops or (op.polled and op.readiness):
+            self.owner.reactor.submit(op)
+        else:
+            self.in_thread(op)
+        return waiter
+
+    def cancel(self, FileOp op):
+        """Ask for an end; the operation's result tells whether it came."""
+        if op.link.next != NULL:
+            self.owner.reactor.cancel(op)
+        else:
+            op.cancel_asked = True
+
+    cdef bint spent_up(self) noexcept:
+        """over(), where it is not plain that the task may go on."""
+        cdef BacklogObject *q = self.owner.q
+        if self.turn != self.owner.n_turns:
+            self.turn = self.owner.n_turns
+            self.share = RUN if self.tired <= BUDGET // RUN else max(1, BUDGET // self.tired)
+            self.tired = self.spent = 0
+        if self.head != q.head:  # another callback runs: another step of a task
+            self.head = q.head
+            self.run = 0
+        # A turn in which all begin at once must not give each a full share.
+        if self.run < (self.share if self.spent < BUDGET else 1):
+            return False
+        self.tired += 1
+        return True
+
+    cdef int open_at_once(self, const char *path, int flags) noexcept:
+        """A descriptor, or a negated errno; -EAGAIN: not cached."""
+        cdef int fd
+        if not self.opens_cached:
+            return -EAGAIN
+        fd = c_open_cached(path, <uint64_t>(flags | O_CLOEXEC))
+        self.hit(0)
+        if fd < 0:
+            if errno == ENOSYS or errno == EINVAL:
+                self.opens_cached = False  # before Linux 5.12, or a filter that forbids it
+                return -EAGAIN
+            return -errno
+        return fd
+
+    def open_cached(self, bytes path, int flags):
+        """openat2(RESOLVE_CACHED): a descriptor, or a negated errno; -EAGAIN: not cached."""
+        return self.open_at_once(PyBytes_AS_STRING(path), flags)
