@@ -77,69 +77,75 @@ cdef extern from *:
         return n < 0 ? -1 : found;
     }
 
+    /* Both are made once: taking them down takes the kernel longer than a window of reads. */
+    static struct ring bench_r = {.fd = -1};
+    static aio_context_t bench_ctx;
+
+    static int bench_ring_open(void)
+    {
+        if (bench_r.fd >= 0)
+            return 0;
+        int error = ring_open(&bench_r, BENCH_DEPTH, 2 * BENCH_DEPTH);
+        if (!error)
+            error = ring_enable(&bench_r);
+        if (!error)
+            ring_register_fd(&bench_r);
+        return error;
+    }
+
+    static void bench_ask(struct ring *r, int fd, char *memory, uint64_t slot, int64_t offset)
+    {
+        struct au_sqe *s = ring_sqe(r); /* there is one: the ring is larger than the depth */
+        s->opcode = IORING_OP_READ;
+        s->fd = fd;
+        s->addr = (uint64_t)(uintptr_t)(memory + slot * BENCH_PAGE);
+        s->len = BENCH_PAGE;
+        s->off = (uint64_t)offset;
+        s->user_data = slot;
+    }
+
     static int bench_ring(int fd, const int64_t *offsets, long length, long n, unsigned depth,
                           char *memory)
     {
-        struct ring r;
+        struct ring *r = &bench_r;
         long begun = 0, ended = 0;
-        int error = ring_open(&r, BENCH_DEPTH, 2 * BENCH_DEPTH);
-        if (error)
-            return error;
-        error = ring_enable(&r);
-        if (!error)
-            ring_register_fd(&r);
+        int error = bench_ring_open();
+        for (; !error && begun < n && begun < (long)depth; begun++)
+            bench_ask(r, fd, memory, (uint64_t)begun, offsets[begun % length]);
         while (!error && ended < n) {
-            unsigned first = begun < (long)depth;
-            while (first && begun < n && begun < (long)depth) {
-                struct au_sqe *s = ring_sqe(&r);
-                s->opcode = IORING_OP_READ;
-                s->fd = fd;
-                s->addr = (uint64_t)(uintptr_t)(memory + begun * BENCH_PAGE);
-                s->len = BENCH_PAGE;
-                s->off = (uint64_t)offsets[begun % length];
-                s->user_data = (uint64_t)begun;
-                begun++;
-            }
-            int entered = ring_wait(&r, -1, 0);
+            int entered = ring_wait(r, -1, 0);
             if (entered < 0 && entered != -EINTR)
                 error = entered;
-            while (ring_cq_ready(&r)) {
-                struct au_cqe *c = ring_cqe(&r);
+            while (ring_cq_ready(r)) {
+                struct au_cqe *c = ring_cqe(r);
                 uint64_t slot = c->user_data;
                 if (c->res != BENCH_PAGE)
                     error = c->res < 0 ? c->res : -EIO;
-                ring_cq_advance(&r);
+                ring_cq_advance(r);
                 ended++;
-                if (begun < n && !error) {
-                    struct au_sqe *s = ring_sqe(&r);
-                    s->opcode = IORING_OP_READ;
-                    s->fd = fd;
-                    s->addr = (uint64_t)(uintptr_t)(memory + slot * BENCH_PAGE);
-                    s->len = BENCH_PAGE;
-                    s->off = (uint64_t)offsets[begun % length];
-                    s->user_data = slot;
-                    begun++;
-                }
+                if (begun < n && !error)
+                    bench_ask(r, fd, memory, slot, offsets[begun++ % length]);
             }
         }
         /* Nothing may write into the memory any more. */
-        while (ended < begun && ring_wait(&r, -1, 0) >= 0)
-            for (; ring_cq_ready(&r); ended++)
-                ring_cq_advance(&r);
-        ring_unregister_fd(&r);
-        ring_close(&r);
+        while (ended < begun && ring_wait(r, -1, 0) >= 0)
+            for (; ring_cq_ready(r); ended++)
+                ring_cq_advance(r);
+        if (error) {
+            ring_unregister_fd(r);
+            ring_close(r);
+        }
         return error;
     }
 
     static int bench_aio(int fd, const int64_t *offsets, long length, long n, unsigned depth,
                          char *memory)
     {
-        aio_context_t ctx = 0;
         struct iocb blocks[BENCH_DEPTH], *list[BENCH_DEPTH];
         struct io_event events[BENCH_DEPTH];
         long begun = 0, ended = 0;
         int error = 0, count = 0;
-        if (syscall(SYS_io_setup, BENCH_DEPTH, &ctx) < 0)
+        if (!bench_ctx && syscall(SYS_io_setup, BENCH_DEPTH, &bench_ctx) < 0)
             return -errno;
         memset(blocks, 0, sizeof blocks);
         for (unsigned i = 0; i < depth && begun < n; i++) {
@@ -153,7 +159,7 @@ cdef extern from *:
         }
         while (!error && ended < n) {
             for (int at = 0; at < count;) {
-                long done = syscall(SYS_io_submit, ctx, (long)(count - at), list + at);
+                long done = syscall(SYS_io_submit, bench_ctx, (long)(count - at), list + at);
                 if (done < 0) {
                     error = -errno;
                     break;
@@ -161,7 +167,7 @@ cdef extern from *:
                 at += (int)done;
             }
             count = 0;
-            long got = error ? 0 : syscall(SYS_io_getevents, ctx, 1L, (long)BENCH_DEPTH, events,
+            long got = error ? 0 : syscall(SYS_io_getevents, bench_ctx, 1L, (long)BENCH_DEPTH, events,
                                            NULL);
             if (got < 0 && errno != EINTR)
                 error = -errno;
@@ -176,7 +182,10 @@ cdef extern from *:
                 }
             }
         }
-        syscall(SYS_io_destroy, ctx); /* waits for what is in flight */
+        if (error) {
+            syscall(SYS_io_destroy, bench_ctx); /* waits for what is in flight */
+            bench_ctx = 0;
+        }
         return error;
     }
     """
@@ -283,8 +292,7 @@ cdef int direct(int fd, const int64_t[::1] offsets, long n, unsigned depth, bint
     with nogil:
         error = (bench_ring if ring else bench_aio)(
             fd, &offsets[0], offsets.shape[0], n, depth, <char *>memory)
-    if error == 0 or not ring:
-        free(memory)  # else the kernel may still write to it
+    free(memory)  # nothing is in flight any more
     return check(error)
 
 
