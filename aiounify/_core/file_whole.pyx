@@ -86,7 +86,7 @@ cdef enum:
     READ = 22
     FADVISE = 24
     PARTS = 5
-    ROOM = 65536         # for a file of unknown size
+    ROOM = 130048        # for a file of unknown size; from 128 KiB on malloc maps fresh pages
     THREAD_MOST = 1 << 30  # read by a thread in one job
 
 
@@ -185,7 +185,7 @@ cdef class WholeRead(FileOp):
         return 0
 
     def more(self):
-        """What came behind the first ROOM bytes, of what can be read once only."""
+        """What came behind take(), of what can be read once only."""
         return self.beyond[:self.tail.result] if self.tail.result > 0 else b""
 
     def execute(self):

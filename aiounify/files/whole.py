@@ -13,6 +13,7 @@ import errno
 import locale
 import os
 import secrets
+import stat
 from io import IncrementalNewlineDecoder
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
+# bytes of a file that is read in one operation, at the most
+_ONE_READ = 1 << 30
 # errors of a chain's openat that may be the chain's, and that open(2) has to confirm
 _NOT_TOLD = (-errno.ECANCELED, -errno.EINTR, -errno.EAGAIN, -errno.EINVAL, -errno.EBADF)
 
@@ -45,7 +48,8 @@ async def _read_bytes(path: Any, fd: int | None = None, size: int = 0) -> bytes:
     """
     files = service()
     if fd is None:
-        op = WholeRead(encoded(path))
+        name = encoded(path)
+        op = WholeRead(name)
         waiter = start_whole(files, op)
         if waiter is None:
             return await _read_opened(path)
@@ -59,7 +63,14 @@ async def _read_bytes(path: Any, fd: int | None = None, size: int = 0) -> bytes:
             return op.take()
         if op.opened < 0 and op.opened not in _NOT_TOLD:
             raise failure(op.opened, path)
-        return await _read_opened(path, op.take() + op.more())
+        first = op.take() + op.more()
+        if not first or (fd := files.open_cached(name, os.O_RDONLY | os.O_NONBLOCK)) < 0:
+            return await _read_opened(path, first)
+        status = os.fstat(fd)
+        size = status.st_size if stat.S_ISREG(status.st_mode) else 0
+        if not 0 < size <= _ONE_READ:
+            os.close(fd)
+            return await _read_opened(path, first)
     if fd >= 0:
         read = read_op(fd, size + 1, 0)
         try:
