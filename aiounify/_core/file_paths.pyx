@@ -43,6 +43,9 @@ cdef extern from *:
         O_NONBLOCK
         O_NOFOLLOW
 
+cdef enum:
+    ONE_READ = 1 << 30   # bytes of a file that is read in one operation, at the most
+
 cdef object _os_fstat = os.fstat
 cdef object _stat_result = os.stat_result
 cdef bint _own_status = os.stat_result.n_fields == STATUS_FIELDS
@@ -96,38 +99,44 @@ cdef object try_stat(FileService service, path, bint follow):
         c_close(fd)
 
 
-cdef object try_whole(FileService service, path):
-    cdef int fd
+cdef object try_whole(FileCall call):
+    """The content, or MISS; what was found out on the way then goes to the coroutine that waits."""
+    cdef FileService service = call.service
+    cdef int fd, nowait = NOWAIT_ON
     cdef bytes name
     cdef int64_t size
-    cdef int nowait = NOWAIT_ON
-    cdef ssize_t n
+    cdef ssize_t n = -1
     cdef PyObject *out
     if not service.opens_cached:
         return MISS
-    name = encoded(path)
+    name = encoded(call.a)
     fd = service.open_at_once(PyBytes_AS_STRING(name), O_NONBLOCK)
     if fd < 0:
         if fd == -ENOENT or fd == -ENOTDIR:
-            raise OSError(-fd, os.strerror(-fd), path)
+            raise OSError(-fd, os.strerror(-fd), call.a)
         return MISS
     try:
         size = regular_size(fd)
-        if size <= 0 or size > WHOLE_MAX:
-            return MISS
-        # one byte more than there should be: less than that is the end of the file
-        out = bytes_new(NULL, size + 1)
-        n = read_cached(fd, bytes_data(out), size + 1, 0, &nowait)
-        service.hit(n)
-        if n != size:
+        if 0 < size <= WHOLE_MAX:
+            # one byte more than there should be: less than that is the end of the file
+            out = bytes_new(NULL, size + 1)
+            n = read_cached(fd, bytes_data(out), size + 1, 0, &nowait)
+            service.hit(n)
+            if n == size:
+                _PyBytes_Resize(&out, n)
+                found = <object>out
+                Py_DECREF(out)
+                return found
             Py_DECREF(out)
-            return MISS
-        _PyBytes_Resize(&out, n)
-        found = <object>out
-        Py_DECREF(out)
-        return found
+        if 0 < size <= ONE_READ:
+            call.inner = call.b(call.a, fd, size)
+            fd = -1  # the coroutine's
+        else:
+            call.inner = call.b(call.a, -1, 0)
+        return MISS
     finally:
-        c_close(fd)
+        if fd >= 0:
+            c_close(fd)
 
 
 cdef class _Paths(Answers):
@@ -136,10 +145,10 @@ cdef class _Paths(Answers):
     cdef object at_once(self, FileCall call):
         if call.kind == STAT:
             return try_stat(call.service, call.a, call.flag)
-        return try_whole(call.service, call.a)
+        return try_whole(call)
 
     cdef object awaited(self, FileCall call):
-        return call.b(call.a)
+        return call.inner if call.inner is not None else call.b(call.a)
 
 
 cdef _Paths _paths = _Paths()
@@ -151,5 +160,9 @@ def stat(FileService service, path, slow, bint follow):
 
 
 def read_bytes(FileService service, path, slow):
-    """The content of a file, awaited; slow(path) is the coroutine for what has to be waited for."""
+    """The content of a file, awaited.
+
+    slow(path) is the coroutine for what has to be waited for; slow(path, fd, size) if the path was
+    opened: the descriptor is the coroutine's, or -1 if it is no regular file, empty or very large.
+    """
     return call_new(WHOLE, service, _paths, path, slow, False)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from aiounify._core.file_op import open_op
 from aiounify.files.binary import BinaryFile
 from aiounify.files.fileobject import Closing
-from aiounify.files.operation import failure, perform, service
+from aiounify.files.operation import encoded, failure, perform, service
 from aiounify.files.text import TextFile
 from aiounify.files.threads import finished_in_thread
 
@@ -241,12 +241,10 @@ async def open_descriptor(
     fifo_waits: bool = False,
 ) -> int:
     """A descriptor, close-on-exec, never inherited and never left behind by a cancelled call."""
-    encoded = os.fsencode(path)
-    if b"\0" in encoded:
-        raise ValueError("embedded null byte")
+    name = encoded(path)
     flags |= os.O_CLOEXEC | os.O_NONBLOCK
     if dir_fd is None and not flags & (os.O_CREAT | os.O_TRUNC):
-        fd = files.open_cached(encoded, flags)
+        fd = files.open_cached(name, flags)
         if fd >= 0:
             return fd
         if fd in (-errno.ENOENT, -errno.ENOTDIR, -errno.EISDIR):
@@ -254,7 +252,7 @@ async def open_descriptor(
     where = _AT_FDCWD if dir_fd is None else dir_fd
     pause = _FIRST
     while True:
-        result = await perform(files, open_op(where, encoded, flags, mode), undo=os.close)
+        result = await perform(files, open_op(where, name, flags, mode), undo=os.close)
         if result >= 0:
             return result
         if result == -errno.EINTR:

@@ -89,6 +89,14 @@ def service() -> FileService:
     return found
 
 
+def encoded(path: Any) -> bytes:
+    """A path as the kernel takes it; ValueError, TypeError as of open()."""
+    name = os.fsencode(path)
+    if b"\0" in name:
+        raise ValueError("embedded null byte")
+    return name
+
+
 def failure(code: int, path: Any = None, other: Any = None) -> OSError:
     """The OSError of a (negated) errno, of the type that fits, naming the file."""
     code = abs(code)
@@ -119,6 +127,11 @@ async def perform(
 
 async def _end(files: FileService, op: FileOp) -> None:
     files.cancel(op)
+    await finished(files, op)
+
+
+async def finished(files: FileService, op: FileOp) -> None:
+    """Wait for the end of an operation that was asked to end, whatever comes."""
     while not op.finished:
         op.waiter = files.loop.create_future()
         try:
