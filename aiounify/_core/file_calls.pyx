@@ -9,7 +9,10 @@ coroutine that waits (aiounify/files/reading.py, text.py).
 
 Rules:
 
-* Answers at once have a budget (file_service.pyx): over it, the call yields before it asks.
+* Answers at once have a budget (file_service.pyx): over it, the call waits for its turn before it
+  asks.
+* A call that was answered at once is kept by the service, and made again by call_new() if nobody
+  else has a reference to it.
 * A handle that is `held` belongs to an operation that waits; everybody else queues behind it.
 """
 
@@ -26,6 +29,7 @@ from aiounify._core.file_service cimport FileService
 cdef extern from "Python.h":
     void Py_INCREF(PyObject *)
     void Py_DECREF(PyObject *)
+    Py_ssize_t Py_REFCNT(PyObject *)
     enum:
         PYGEN_RETURN
         PYGEN_ERROR
@@ -60,7 +64,13 @@ cdef class Answers:
 
 cdef FileCall call_new(int kind, FileService service, Answers target, object a, object b,
                        bint flag):
-    cdef FileCall c = FileCall.__new__(FileCall)
+    cdef FileCall c
+    if service.spare is not None and Py_REFCNT(<PyObject *>service.spare) == 1:
+        c = <FileCall>service.spare
+        service.spare = None
+        c.state = CREATED
+    else:
+        c = FileCall.__new__(FileCall)
     c.kind = kind
     c.service = service
     c.target = target
@@ -99,8 +109,9 @@ cdef class FileCall:
             if self.state == CREATED:
                 if self.service.over():
                     self.state = YIELDED
-                    Py_INCREF(<PyObject *>None)
-                    result[0] = <PyObject *>None
+                    found = self.service.turn_to_come() if self.service.crowded() else None
+                    Py_INCREF(<PyObject *>found)
+                    result[0] = <PyObject *>found
                     return 0
             elif self.state != YIELDED:
                 raise RuntimeError("cannot reuse already awaited coroutine")
@@ -110,6 +121,11 @@ cdef class FileCall:
                 self.state = FINISHED
                 Py_INCREF(<PyObject *>found)
                 result[0] = <PyObject *>found
+                # It refers to nothing any more, and is used again if nobody keeps it.
+                self.target = None
+                self.a = self.b = None
+                self.service.spare = self
+                self.service = None
                 return 1
             self.inner = self.target.awaited(self)
         how = PyIter_Send(self.inner, value, result)

@@ -9,14 +9,19 @@ the loop is not starved by it.
 Rules:
 
 * Inline hits have a budget: a task that has had `share` of them without a turn of the loop yields
-  once.  The share shrinks with the number of tasks that used theirs up in the turn before, so that
-  a turn costs about BUDGET hits, however many tasks read.
+  once, and a turn costs about BUDGET hits, however many tasks read.  If more tasks read than a turn
+  has room for, they wait in a queue, and so many go on in each turn as fill the budget: tasks that
+  each did one read a turn would pay for a step of the task each.
+* Who comes new into a turn has one try free, up to twice the budget: one read now and then does not
+  queue behind those who read all the time.
 * A step of a task is known by the head of the ready ring, which every callback moves.
 * A path is opened inline only if nothing has to be waited for: openat2(RESOLVE_CACHED) (Linux 5.12).
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING
 from libc.stdint cimport uint64_t
+
+from collections import deque
 
 cimport cython
 
@@ -62,6 +67,7 @@ cdef class FileService:
         self.ops = probe().ops if self.uses_ring else frozenset()
         self.opens_cached = True
         self.share = RUN
+        self.waiting = deque()
 
     @property
     def loop(self):
@@ -91,16 +97,43 @@ cdef class FileService:
         cdef BacklogObject *q = self.owner.q
         if self.turn != self.owner.n_turns:
             self.turn = self.owner.n_turns
-            self.share = RUN if self.tired <= BUDGET // RUN else max(1, BUDGET // self.tired)
+            self.share = QUOTA if self.crowded() else RUN
             self.tired = self.spent = 0
         if self.head != q.head:  # another callback runs: another step of a task
             self.head = q.head
             self.run = 0
-        # A turn in which all begin at once must not give each a full share.
-        if self.run < (self.share if self.spent < BUDGET else 1):
+        if self.spent < BUDGET:
+            if self.run < self.share:
+                return False
+        elif self.run == 0 and self.spent < 2 * BUDGET:
             return False
         self.tired += 1
         return True
+
+    cdef object turn_to_come(self):
+        """A future that is done when the task may go on; it is to be handed to the task."""
+        cdef object waiter = self.owner.create_future()
+        waiter._asyncio_future_blocking = True  # as Future.__await__ says that it is waited for
+        self.waiting.append(waiter)
+        if not self.admitting:
+            self.admitting = True
+            self.owner.call_soon(self._admit)
+        return waiter
+
+    def _admit(self):
+        """Let as many go on as the next turn has room for; once in each turn."""
+        cdef int room = BUDGET // QUOTA
+        while self.waiting:
+            waiter = self.waiting.popleft()
+            if not waiter.done():  # else its task was cancelled
+                waiter.set_result(None)
+                room -= 1
+                if room == 0:
+                    break
+        if self.waiting:
+            self.owner.call_soon(self._admit)
+        else:
+            self.admitting = False
 
     cdef int open_at_once(self, const char *path, int flags) noexcept:
         """A descriptor, or a negated errno; -EAGAIN: not cached."""
