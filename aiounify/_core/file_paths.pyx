@@ -113,7 +113,7 @@ cdef object try_whole(FileCall call):
     fd = service.open_at_once(PyBytes_AS_STRING(name), O_NONBLOCK)
     if fd < 0:
         if fd == -ENOENT or fd == -ENOTDIR:
-            raise OSError(-fd, os.strerror(-fd), call.a)
+            raise OSError(-fd, os.strerror(-fd), os.fspath(call.a))
         return MISS
     try:
         size = regular_size(fd)

@@ -252,9 +252,10 @@ async def open_descriptor(
     where = _AT_FDCWD if dir_fd is None else dir_fd
     pause = _FIRST
     while True:
-        result = await perform(files, open_op(where, name, flags, mode), undo=os.close)
+        op = open_op(where, name, flags, mode)
+        result = await perform(files, op, undo=lambda _: os.close(op.take_descriptor()))
         if result >= 0:
-            return result
+            return op.take_descriptor()
         if result == -errno.EINTR:
             continue
         if result != -errno.ENXIO or not fifo_waits or not await _is_fifo(files, path):
