@@ -16,7 +16,7 @@ import os
 
 from aiounify._core.file_calls cimport MISS, STAT, WHOLE, Answers, FileCall, call_new
 from aiounify._core.file_service cimport FileService
-from aiounify._core.page_cache cimport NOWAIT_ON, WHOLE_MAX, read_cached, regular_size
+from aiounify._core.page_cache cimport NOWAIT_OFF, NOWAIT_ON, WHOLE_MAX, read_cached, regular_size
 from aiounify._core.reactor cimport ENOENT
 
 
@@ -116,8 +116,8 @@ cdef object try_whole(FileCall call):
             raise OSError(-fd, os.strerror(-fd), os.fspath(call.a))
         return MISS
     try:
-        size = regular_size(fd)
-        if 0 < size <= WHOLE_MAX:
+        size = regular_size(fd, &nowait)
+        if 0 < size <= WHOLE_MAX and nowait != NOWAIT_OFF:
             # one byte more than there should be: less than that is the end of the file
             out = bytes_new(NULL, size + 1)
             n = read_cached(fd, bytes_data(out), size + 1, 0, &nowait)
