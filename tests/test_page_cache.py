@@ -102,7 +102,7 @@ async def test_a_large_copy_does_not_hold_the_loop_up(tmp_path: Path) -> None:
     path = tmp_path / "f"
     path.touch()
     os.truncate(path, 64 << 20)
-    path.read_bytes()  # noqa: ASYNC240 - its pages are in memory now
+    path.read_bytes()
     turns = 0
     for _ in range(20):
         reading = asyncio.ensure_future(files.read_bytes(path))

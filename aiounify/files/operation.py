@@ -50,7 +50,7 @@ class _Pool:
     def _by_aio(self, op: FileOp) -> bool:
         if self._aio is None and not self._no_aio:
             try:
-                self._aio = AioContext()
+                self._aio = AioContext(self._by_thread)
             except OSError:
                 self._no_aio = True
             else:
@@ -58,8 +58,10 @@ class _Pool:
         return self._aio is not None and self._aio.submit(op)
 
     def __call__(self, op: FileOp) -> None:
-        if op.direct and self._by_aio(op):
-            return
+        if not (op.direct and self._by_aio(op)):
+            self._by_thread(op)
+
+    def _by_thread(self, op: FileOp) -> None:
         if self._threads is None:
             self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="aiounify-files")
         if submit(self._loop, self._threads, self._work, (op,)) is None:
