@@ -739,54 +739,6 @@ async def test_space(tmp_path: Path, kernel: str) -> None:
         assert await f.pread(10, 1 << 19) == b"x" * 10
 
 
-async def test_direct(tmp_path: Path, kernel: str) -> None:
-    data = write(tmp_path / "f", os.urandom(3 * 65536 + 100))
-    try:
-        f = await files.open(tmp_path / "f", "r+b", direct=True)
-    except OSError as exc:
-        assert exc.errno == errno.EINVAL
-        pytest.skip("this file system has no O_DIRECT")
-    async with f:
-        assert await f.read(100) == data[:100]
-        assert await f.pread(7000, 4090) == data[4090:11090]
-        assert await f.pread(1000, len(data) - 50) == data[-50:]
-        assert await f.pread(10, len(data) + 9999) == b""
-        got = await asyncio.gather(*(f.pread(4096, i * 4096) for i in range(32)))
-        assert b"".join(got) == data[: 32 * 4096]
-        assert await f.pwrite(b"z" * 4096, 8192) == 4096
-        assert await f.pread(4096, 8192) == b"z" * 4096
-        with pytest.raises(ValueError, match="multiple of"):
-            await f.pwrite(b"z", 0)
-        await f.seek(0)
-        whole = await f.read()
-        assert whole == data[:8192] + b"z" * 4096 + data[12288:]
-
-
-async def test_direct_on_epoll_is_kernel_aio(tmp_path: Path) -> None:
-    loop = asyncio.get_running_loop()
-    assert isinstance(loop, aiounify.EventLoop)
-    if loop.backend != "epoll":
-        pytest.skip("the ring does it")
-    data = write(tmp_path / "f", os.urandom(1 << 16))
-    try:
-        f = await files.open(tmp_path / "f", "rb", direct=True)
-    except OSError as exc:
-        assert exc.errno == errno.EINVAL
-        pytest.skip("this file system has no O_DIRECT")
-    shared = service()
-    threads = threading.active_count()
-    async with f:
-        await f.statx()  # the alignment is asked for in a thread
-        assert b"".join(await asyncio.gather(*(f.pread(4096, i * 4096) for i in range(16)))) == data
-        pool = shared.in_thread
-        assert pool._aio is not None
-        pool._aio, context = None, pool._aio
-        pool._no_aio = True  # as under a filter that forbids it
-        assert await f.pread(100, 4096) == data[4096:4196]
-        pool._aio = context
-    assert threading.active_count() >= threads
-
-
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 @pytest.mark.parametrize("what", ["fifo", "flush", "direct"])
 def test_loop_closed_with_operations_in_flight(

@@ -5,9 +5,14 @@ Why it exists: it is the one way to have many direct reads and writes in flight 
 without threads.  Completions come as an eventfd in the loop's wait.  It is for O_DIRECT only: on the
 page cache io_submit does the whole work before it returns, and blocks the loop.
 
-Rules: an operation that was submitted is owned here until its event was taken, and cannot be
-cancelled (no block device's can).  close() waits for the kernel (io_destroy does), then forgets
-the operations without telling anybody: the loop is closed by then.
+Rules:
+
+* An operation that was submitted is owned here until its event was taken, and cannot be cancelled (no
+  block device's can).  close() waits for the kernel (io_destroy does), then forgets the operations
+  without telling anybody: the loop is closed by then.
+* Writes are submitted with RWF_NOWAIT (Linux 4.13): io_submit makes a write that makes the file
+  longer, fills a hole or has to wait for a lock to its end before it returns (ext4), and would block
+  the loop.  With the flag it answers EAGAIN, and the write is given to a thread.
 """
 
 from cpython.object cimport PyObject
@@ -35,6 +40,8 @@ cdef extern from "<sys/eventfd.h>" nogil:
 cdef extern from *:
     """
     #include <linux/aio_abi.h>
+    #include <stdint.h>
+    #include <string.h>
     #include <sys/syscall.h>
     #include <time.h>
     #include <unistd.h>
@@ -42,6 +49,17 @@ cdef extern from *:
     static int aio_setup(unsigned n, aio_context_t *ctx)
     {
         return (int)syscall(SYS_io_setup, n, ctx);
+    }
+
+    /* aio_rw_flags, which headers before Linux 4.13 have not: the other half of a padded pair */
+    static void aio_nowait(struct iocb *one)
+    {
+        uint32_t nowait = 0x8;
+    #if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+        memcpy((char *)one + 12, &nowait, 4);
+    #else
+        memcpy((char *)one + 8, &nowait, 4);
+    #endif
     }
 
     static int aio_submit(aio_context_t ctx, struct iocb *one)
@@ -78,6 +96,7 @@ cdef extern from *:
         IOCB_CMD_PWRITE
         IOCB_FLAG_RESFD
     int aio_setup(unsigned n, aio_context_t *ctx)
+    void aio_nowait(iocb *one)
     int aio_submit(aio_context_t ctx, iocb *one)
     int aio_take(aio_context_t ctx, io_event *events, long n)
     int aio_end(aio_context_t ctx) nogil
@@ -94,12 +113,15 @@ cdef class AioContext:
     cdef aio_context_t ctx
     cdef int event_fd
     cdef set flight
+    cdef object otherwise        # is given what the kernel cannot do without waiting
+    cdef readonly uint64_t completed, refused
 
     def __cinit__(self):
         self.event_fd = -1
         self.flight = set()
 
-    def __init__(self, unsigned entries=256):
+    def __init__(self, otherwise, unsigned entries=256):
+        self.otherwise = otherwise
         if aio_setup(entries, &self.ctx) < 0:
             raise OSError(errno, f"io_setup: {os.strerror(errno)}")
         self.event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
@@ -132,6 +154,7 @@ cdef class AioContext:
             one.aio_lio_opcode = IOCB_CMD_PREAD
         elif op.opcode == WRITE and op.offset != <uint64_t>-1:
             one.aio_lio_opcode = IOCB_CMD_PWRITE
+            aio_nowait(&one)
         else:
             return False
         one.aio_data = <uint64_t><size_t><PyObject *>op
@@ -157,8 +180,13 @@ cdef class AioContext:
             n = aio_take(self.ctx, events, TAKEN)
             for i in range(n):
                 op = <FileOp><PyObject *><size_t>events[i].data
-                op.result = <int>events[i].res
                 self.flight.discard(op)
+                if events[i].res == -EAGAIN:
+                    self.refused += 1
+                    self.otherwise(op)
+                    continue
+                self.completed += 1
+                op.result = <int>events[i].res
                 op.deliver()
 
     def close(self):

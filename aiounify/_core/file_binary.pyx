@@ -229,7 +229,7 @@ cdef class BinaryBase(Guarded):
         cdef PyObject *out
         if self.end != self.at or not self.free():
             return MISS
-        left = regular_size(self.fd) - self.position
+        left = regular_size(self.fd, NULL) - self.position
         if left <= 0 or left > WHOLE_MAX:
             return MISS
         # one byte more than there should be: less than that is the end of the file

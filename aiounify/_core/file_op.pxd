@@ -25,6 +25,7 @@ cdef class FileOp(Op):
     cdef iovec *vectors
     cdef list views              # of the vectors
     cdef public bint direct      # of O_DIRECT
+    cdef bint opens           # the result is a descriptor, and ours until it is taken
     cdef readonly bint polled    # not a regular file: may wait for ever
 
     cdef int release(self) except -1

@@ -11,8 +11,7 @@ Rules:
 * A path that openat2(RESOLVE_CACHED) found in memory less than KNOWN_NS ago, on a file system that
   asks nobody else, is given to stat(2) as it is: one system call in place of three.  The answer is the
   kernel's of now, whatever happened to the path; only that it is still in memory is assumed.
-* lseek(SEEK_END) tells the size of a file that is to be read, at half the price of fstat(2).  Whether
-  it is a regular file is asked only where its bytes were not had at once.
+* Whether a file is a regular one is asked only where its bytes were not had at once.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING
@@ -25,7 +24,7 @@ import os
 
 from aiounify._core.file_calls cimport MISS, STAT, WHOLE, Answers, FileCall, call_new
 from aiounify._core.file_service cimport FileService
-from aiounify._core.page_cache cimport NOWAIT_ON, WHOLE_MAX, read_cached, regular_size
+from aiounify._core.page_cache cimport NOWAIT_OFF, NOWAIT_ON, WHOLE_MAX, read_cached, regular_size, size_to_read
 from aiounify._core.reactor cimport ENOENT
 
 
@@ -51,7 +50,6 @@ cdef extern from *:
     #include <time.h>
     #include <unistd.h>
 
-    static int64_t end_of(int fd) { return (int64_t)lseek64(fd, 0, SEEK_END); }
     static void to_start(int fd) { lseek64(fd, 0, SEEK_SET); }
 
     static int64_t coarse_now(void)
@@ -84,7 +82,6 @@ cdef extern from *:
         O_PATH
         O_NONBLOCK
         O_NOFOLLOW
-    int64_t end_of(int fd)
     void to_start(int fd)
     int64_t coarse_now()
     int answers_itself(int fd)
@@ -228,10 +225,10 @@ cdef object try_whole(FileCall call):
         name = PyBytes_AS_STRING(kept)
     fd = service.open_at_once(name, O_NONBLOCK)
     if fd < 0:
-        return failed(-fd, call.a) if fd == -ENOENT or fd == -ENOTDIR else MISS
+        return failed(-fd, os.fspath(call.a)) if fd == -ENOENT or fd == -ENOTDIR else MISS
     try:
-        size = end_of(fd)
-        if 0 < size <= WHOLE_MAX:
+        size = size_to_read(fd, &nowait)
+        if 0 < size <= WHOLE_MAX and nowait != NOWAIT_OFF:
             # one byte more than there should be: less than that is the end of the file
             out = bytes_new(NULL, size + 1)
             n = read_cached(fd, bytes_data(out), size + 1, 0, &nowait)
@@ -242,8 +239,8 @@ cdef object try_whole(FileCall call):
                 Py_DECREF(out)
                 return found
             Py_DECREF(out)
-        to_start(fd)
-        size = regular_size(fd)
+        to_start(fd)  # size_to_read() moved it
+        size = regular_size(fd, NULL)
         if 0 < size <= ONE_READ:
             call.inner = call.b(call.a, fd, size)
             fd = -1  # the coroutine's

@@ -27,11 +27,20 @@ cimport cython
 
 from aiounify._core.backlog cimport BacklogObject
 from aiounify._core.file_op cimport FileOp
+from aiounify._core.page_cache cimport WHOLE_MAX
 from aiounify._core.reactor cimport EAGAIN, ENOSYS, errno
 from aiounify._core.scheduler cimport Scheduler
 
 from aiounify._core.uring import probe
 
+
+cdef extern from "uring_abi.h" nogil:
+    enum:
+        IOSQE_ASYNC
+
+cdef enum:
+    READ = 22
+    WRITE = 23
 
 cdef extern from *:
     """
@@ -79,6 +88,11 @@ cdef class FileService:
         self.owner._check_closed()
         waiter = self.owner.create_future()
         op.waiter = waiter
+        if op.length > WHOLE_MAX and not op.polled and not op.direct \
+                and (op.opcode == READ or op.opcode == WRITE):
+            # Copying that much from or to the page cache would hold the loop up: the ring makes
+            # it in the submission, unless told to leave it to a thread of its own.
+            op.sqe_flags |= IOSQE_ASYNC
         if op.opcode in self.ops or (op.polled and op.readiness):
             self.owner.reactor.submit(op)
         else:

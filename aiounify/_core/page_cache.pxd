@@ -11,4 +11,5 @@ cdef enum:
 
 
 cdef ssize_t read_cached(int fd, char *into, Py_ssize_t n, int64_t offset, int *nowait) noexcept
-cdef int64_t regular_size(int fd) noexcept
+cdef int64_t regular_size(int fd, int *nowait) noexcept
+cdef int64_t size_to_read(int fd, int *nowait) noexcept

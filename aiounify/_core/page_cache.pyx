@@ -6,11 +6,18 @@ Why it exists: a page that is in memory is there in two microseconds, and a thre
 coroutine object costs several times that.  preadv2(RWF_NOWAIT) (Linux 4.14) reads it or says EAGAIN,
 and never waits for a disk.
 
-Rules: a file system without RWF_NOWAIT answers EOPNOTSUPP.  Then inline reads are given up, unless
-its files live in memory (tmpfs, ramfs), where a plain pread() does not wait either.
+Rules:
+
+* A file system without RWF_NOWAIT answers EOPNOTSUPP.  Then inline reads are given up, unless its
+  files live in memory (tmpfs, ramfs), where a plain pread() does not wait either.
+* That is remembered for the file system, by the number of its device, so that the next file of it
+  is not asked in vain.  Numbers are given again after a file system was unmounted, so whether files
+  live in memory is asked of each: a read that waits would be wrong, one that is not tried is only
+  slower.
+* Of the process, under its lock (the GIL); a fork inherits it.
 """
 
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint64_t
 
 from aiounify._core.reactor cimport EAGAIN, ENOSYS, errno
 
@@ -37,12 +44,17 @@ cdef extern from *:
         return pread64(fd, p, n, offset);
     }
 
-    /* the size of a regular file, -1 for anything else */
-    static int64_t size_of(int fd)
+    /* the size of a regular file, -1 for anything else; and its file system */
+    static int64_t size_of(int fd, uint64_t *device)
     {
         struct stat st;
-        return fstat(fd, &st) == 0 && S_ISREG(st.st_mode) ? (int64_t)st.st_size : -1;
+        if (fstat(fd, &st) < 0 || !S_ISREG(st.st_mode))
+            return -1;
+        *device = st.st_dev;
+        return st.st_size;
     }
+
+    static int64_t end_of(int fd) { return (int64_t)lseek64(fd, 0, SEEK_END); }
 
     static int in_memory(int fd)
     {
@@ -54,8 +66,16 @@ cdef extern from *:
         EOPNOTSUPP
     ssize_t read_nowait(int fd, void *p, size_t n, int64_t offset) nogil
     ssize_t read_now(int fd, void *p, size_t n, int64_t offset) nogil
-    int64_t size_of(int fd) nogil
+    int64_t size_of(int fd, uint64_t *device) nogil
+    int64_t end_of(int fd) nogil
     int in_memory(int fd) nogil
+
+
+cdef enum:
+    LATCHES = 64         # file systems that are remembered
+
+cdef uint64_t[LATCHES] _latched
+cdef int _n_latched = 0
 
 
 cdef ssize_t read_cached(int fd, char *into, Py_ssize_t n, int64_t offset, int *nowait) noexcept:
@@ -66,7 +86,7 @@ cdef ssize_t read_cached(int fd, char *into, Py_ssize_t n, int64_t offset, int *
         if got < 0:
             got = -errno
             if got == -EOPNOTSUPP or got == -ENOSYS:
-                nowait[0] = NOWAIT_MEMORY if in_memory(fd) else NOWAIT_OFF
+                nowait[0] = not_offered(fd)
     if nowait[0] == NOWAIT_MEMORY:
         got = read_now(fd, into, n, offset)
         if got < 0:
@@ -74,6 +94,72 @@ cdef ssize_t read_cached(int fd, char *into, Py_ssize_t n, int64_t offset, int *
     return got
 
 
-cdef int64_t regular_size(int fd) noexcept:
-    """The size of a regular file, -1 for anything else."""
-    return size_of(fd)
+cdef int not_offered(int fd) noexcept:
+    """This file is read in the other way, and so are those of its file system from now on."""
+    cdef uint64_t device = 0
+    if size_of(fd, &device) >= 0:
+        latch_device(device)
+    return NOWAIT_MEMORY if in_memory(fd) else NOWAIT_OFF
+
+
+cdef int latch_device(uint64_t device) noexcept:
+    global _n_latched
+    if not is_latched(device) and _n_latched < LATCHES:
+        _latched[_n_latched] = device
+        _n_latched += 1
+    return 0
+
+
+cdef bint is_latched(uint64_t device) noexcept:
+    cdef int i
+    for i in range(_n_latched):
+        if _latched[i] == device:
+            return True
+    return False
+
+
+cdef int nowait_of(int fd, uint64_t device) noexcept:
+    """How a file of this file system is read without waiting."""
+    if not _n_latched or not is_latched(device):
+        return NOWAIT_ON
+    return NOWAIT_MEMORY if in_memory(fd) else NOWAIT_OFF
+
+
+cdef int64_t regular_size(int fd, int *nowait) noexcept:
+    """The size of a regular file, and how it is read; -1 for anything else."""
+    cdef uint64_t device = 0
+    cdef int64_t size = size_of(fd, &device)
+    if size >= 0 and nowait != NULL:
+        nowait[0] = nowait_of(fd, device)
+    return size
+
+
+cdef int64_t size_to_read(int fd, int *nowait) noexcept:
+    """How much there is to read in a file that nobody else has; it moves the file's offset.
+
+    Where every file system has RWF_NOWAIT, lseek(SEEK_END) tells it at half the price of fstat(2).
+    """
+    if not _n_latched:
+        return end_of(fd)
+    return regular_size(fd, nowait)
+
+
+def how_to_read(int fd, uint64_t device):
+    """`nowait` of a new handle on a regular file: 0 not at once, 1 by RWF_NOWAIT, 2 by pread()."""
+    return nowait_of(fd, device)
+
+
+def without_nowait():
+    """The file systems (st_dev) that were found to have no RWF_NOWAIT."""
+    return frozenset([_latched[i] for i in range(_n_latched)])
+
+
+def latch(uint64_t device):
+    """As if this file system had answered that it has none."""
+    latch_device(device)
+
+
+def forget():
+    """Ask all of them again."""
+    global _n_latched
+    _n_latched = 0

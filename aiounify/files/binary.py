@@ -109,6 +109,10 @@ class BinaryFile(Positional):
         if self._closer is None:
             if self.shut:
                 return
+            if self.service.loop.is_closed():  # the task was given up with its loop
+                fd, self.fd, self.shut = self.fd, -1, True
+                _finish_unclosed(fd, self)
+                return
             if not (self.held or self.busy or self.dirty or self.can_write or self._error):
                 self.shut = True
                 self._close_now()

@@ -16,9 +16,11 @@ import locale
 import os
 import stat
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from aiounify._core.file_op import open_op
+from aiounify._core.page_cache import how_to_read
 from aiounify.files.binary import BinaryFile
 from aiounify.files.fileobject import Closing
 from aiounify.files.operation import encoded, failure, perform, service
@@ -28,6 +30,7 @@ from aiounify.files.threads import finished_in_thread
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator
 
+    from aiounify._core.file_op import FileOp
     from aiounify._core.file_service import FileService
 
 _AT_FDCWD = -100
@@ -190,6 +193,8 @@ async def _open(
             fifo=stat.S_ISFIFO(kind) and not isinstance(file, int),
         )
         owned = False
+        if stat.S_ISREG(kind):
+            handle.nowait = how_to_read(fd, status.st_dev)
         if regular:
             if isinstance(file, int) or opener is not None:
                 handle.position = os.lseek(fd, 0, os.SEEK_CUR)
@@ -232,6 +237,10 @@ async def _by_opener(opener: Callable[[Any, int], int], file: Any, flags: int) -
     return fd
 
 
+def _close_opened(op: FileOp, _: int) -> None:
+    os.close(op.take_descriptor())
+
+
 async def open_descriptor(
     files: FileService,
     path: Any,
@@ -252,9 +261,10 @@ async def open_descriptor(
     where = _AT_FDCWD if dir_fd is None else dir_fd
     pause = _FIRST
     while True:
-        result = await perform(files, open_op(where, name, flags, mode), undo=os.close)
+        op = open_op(where, name, flags, mode)
+        result = await perform(files, op, undo=partial(_close_opened, op))
         if result >= 0:
-            return result
+            return op.take_descriptor()
         if result == -errno.EINTR:
             continue
         if result != -errno.ENXIO or not fifo_waits or not await _is_fifo(files, path):

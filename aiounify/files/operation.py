@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 # threads for what may wait for a disk; more of them only queue at the same disk
 _THREADS = 8
+# seconds for which a loop that closes waits for them, as it does for the ring
+_CLOSING = 5.0
 
 
 class _Pool:
@@ -47,7 +50,7 @@ class _Pool:
     def _by_aio(self, op: FileOp) -> bool:
         if self._aio is None and not self._no_aio:
             try:
-                self._aio = AioContext()
+                self._aio = AioContext(self._by_thread)
             except OSError:
                 self._no_aio = True
             else:
@@ -55,8 +58,10 @@ class _Pool:
         return self._aio is not None and self._aio.submit(op)
 
     def __call__(self, op: FileOp) -> None:
-        if op.direct and self._by_aio(op):
-            return
+        if not (op.direct and self._by_aio(op)):
+            self._by_thread(op)
+
+    def _by_thread(self, op: FileOp) -> None:
         if self._threads is None:
             self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="aiounify-files")
         if submit(self._loop, self._threads, self._work, (op,)) is None:
@@ -73,7 +78,11 @@ class _Pool:
     def close(self) -> None:
         # in a forked child the threads are the parent's, and so are their locks
         if self._threads is not None and not self._loop._forked:
+            # A write that ran later would go to whatever has the descriptor's number then.
             self._threads.shutdown(wait=False)
+            deadline = time.monotonic() + _CLOSING
+            for thread in tuple(self._threads._threads):
+                thread.join(max(0.0, deadline - time.monotonic()))
         if self._aio is not None:
             self._aio.close()
 

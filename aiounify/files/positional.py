@@ -162,10 +162,8 @@ class Positional(Sequential):
                     )
                 )
             finally:
-                for file in (self, target):
-                    file.busy -= 1
-                    if not file.busy and file._idle is not None and not file._idle.done():
-                        file._idle.set_result(None)
+                self._beside_ended()
+                target._beside_ended()
             if not n:
                 break
             done += n

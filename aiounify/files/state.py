@@ -144,9 +144,12 @@ class HandleState(BinaryBase, FileLocks, InTurn, ManyLines[bytes], Closing):
         try:
             result = await perform(self.service, op)
         finally:
-            self.busy -= 1
-            if not self.busy and self._idle is not None and not self._idle.done():
-                self._idle.set_result(None)
+            self._beside_ended()
         if result < 0:
             raise self._failure(result)
         return result
+
+    def _beside_ended(self) -> None:
+        self.busy -= 1
+        if not self.busy and self._idle is not None and not self._idle.done():
+            self._idle.set_result(None)

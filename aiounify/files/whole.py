@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
+    from aiounify._core.file_service import FileService
+
 # bytes of a file that is read in one operation, at the most
 _ONE_READ = 1 << 30
 # errors of a chain's openat that may be the chain's, and that open(2) has to confirm
@@ -48,38 +50,48 @@ async def _read_bytes(path: Any, fd: int | None = None, size: int = 0) -> bytes:
     """
     files = service()
     if fd is None:
-        name = encoded(path)
-        op = WholeRead(name)
-        waiter = start_whole(files, op)
-        if waiter is None:
-            return await _read_opened(path)
-        try:
-            await waiter
-        except asyncio.CancelledError:
-            stop_whole(files, op)
-            await finished(files, op)
-            raise
-        if op.whole:
-            return op.take()
-        if op.opened < 0 and op.opened not in _NOT_TOLD:
-            raise failure(op.opened, path)
-        first = op.take() + op.more()
-        if not first or (fd := files.open_cached(name, os.O_RDONLY | os.O_NONBLOCK)) < 0:
-            return await _read_opened(path, first)
+        return await _read_chain(files, path)
+    data = await _read_descriptor(files, fd, size) if fd >= 0 else None
+    return data if data is not None else await _read_opened(path)
+
+
+async def _read_chain(files: FileService, path: Any) -> bytes:
+    """In one request."""
+    name = encoded(path)
+    op = WholeRead(name)
+    waiter = start_whole(files, op)
+    if waiter is None:
+        return await _read_opened(path)
+    try:
+        await waiter
+    except asyncio.CancelledError:
+        stop_whole(files, op)
+        await finished(files, op)
+        raise
+    if op.whole:
+        return op.take()
+    if op.opened < 0 and op.opened not in _NOT_TOLD:
+        raise failure(op.opened, os.fspath(path))
+    first = op.take() + op.more()
+    if first and (fd := files.open_cached(name, os.O_RDONLY | os.O_NONBLOCK)) >= 0:
         status = os.fstat(fd)
-        size = status.st_size if stat.S_ISREG(status.st_mode) else 0
-        if not 0 < size <= _ONE_READ:
+        if stat.S_ISREG(status.st_mode) and 0 < status.st_size <= _ONE_READ:
+            data = await _read_descriptor(files, fd, status.st_size)
+            if data is not None:
+                return data
+        else:
             os.close(fd)
-            return await _read_opened(path, first)
-    if fd >= 0:
-        read = read_op(fd, size + 1, 0)
-        try:
-            got = await perform(files, read)
-        finally:
-            os.close(fd)
-        if got == size:  # else it grew or shrank meanwhile
-            return read.take()
-    return await _read_opened(path)
+    return await _read_opened(path, first)
+
+
+async def _read_descriptor(files: FileService, fd: int, size: int) -> bytes | None:
+    """A regular file of so many bytes, closed at the end; None if it has another size by then."""
+    op = read_op(fd, size + 1, 0)
+    try:
+        got = await perform(files, op)
+    finally:
+        os.close(fd)
+    return op.take() if got == size else None
 
 
 async def _read_opened(path: Any, first: bytes = b"") -> bytes:
