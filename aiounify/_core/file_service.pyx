@@ -116,10 +116,9 @@ cdef class FileService:
         if self.head != q.head:  # another callback runs: another step of a task
             self.head = q.head
             self.run = 0
-        if self.spent < BUDGET:
-            if self.run < self.share:
-                return False
-        elif self.run == 0 and self.spent < 2 * BUDGET:
+        # The queue fills a turn; those who come new may not take from those it let in.
+        if self.spent < 2 * BUDGET and self.run < (
+                self.share if self.spent < BUDGET or self.admitting else 1):
             return False
         self.tired += 1
         return True
