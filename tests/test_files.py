@@ -635,6 +635,8 @@ def test_hundred_loops_leave_nothing(
             assert len(await f.read()) == 10_000
             await f.seek(0)
             await f.write(b"y")
+        service().opens_cached = False
+        assert len(await files.read_bytes(tmp_path / "f")) == 10_000
 
     for i in range(100):
         with asyncio.Runner(loop_factory=loop_factory) as runner:
