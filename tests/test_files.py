@@ -300,6 +300,28 @@ async def test_a_call_steps_as_a_coroutine_does(tmp_path: Path) -> None:
         assert kept == [b"so", b"om", b"me"]
 
 
+async def test_a_whole_file_over_two_gibibytes_in_pieces(tmp_path: Path) -> None:
+    size = (2 << 30) + (200 << 20)
+    mark = 2 << 30
+    with (tmp_path / "f").open("wb") as f:  # sparse: it takes no room on the disk
+        f.truncate(size)
+        os.pwrite(f.fileno(), b"border", mark - 3)
+        os.pwrite(f.fileno(), b"end", size - 3)
+    room = bytearray(64 << 20)
+    at = 0
+    async with files.open(tmp_path / "f", "rb") as f:
+        while n := await f.readinto(room):
+            for where, data in ((mark - 3, b"bor"), (mark, b"der"), (size - 3, b"end")):
+                if at <= where < at + n:
+                    assert room[where - at : where - at + 3] == data
+            at += n
+            os.posix_fadvise(f.fileno(), 0, at, os.POSIX_FADV_DONTNEED)
+        assert at == await f.tell() == size
+        await f.seek(mark - (4 << 20))
+        crossing = await f.read(8 << 20)
+        assert crossing == b"border".rjust((4 << 20) + 3, b"\0").ljust(8 << 20, b"\0")
+
+
 @pytest.mark.skipif(not os.environ.get("AIOUNIFY_STRESS"), reason="takes 2.2 GiB of memory")
 async def test_read_all_of_a_file_over_two_gibibytes(tmp_path: Path) -> None:
     size = (2 << 30) + (200 << 20)
@@ -613,6 +635,8 @@ def test_hundred_loops_leave_nothing(
             assert len(await f.read()) == 10_000
             await f.seek(0)
             await f.write(b"y")
+        service().opens_cached = False
+        assert len(await files.read_bytes(tmp_path / "f")) == 10_000
 
     for i in range(100):
         with asyncio.Runner(loop_factory=loop_factory) as runner:

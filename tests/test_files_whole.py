@@ -7,6 +7,7 @@ import contextlib
 import errno
 import gc
 import os
+import resource
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -266,3 +267,37 @@ async def test_by_itself(tmp_path: Path) -> None:
     await waiter
     assert not op.whole
     assert op.opened == -errno.ENOENT
+
+
+async def test_any_kind_of_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("plain", "naïve", "line\nend", "surrogate\udcff", "x" * 255):
+        data = os.urandom(100)
+        path = tmp_path / name
+        path.write_bytes(data)
+        for given in (name, str(path), os.fsencode(path), path, files.Path(path)):
+            assert await files.read_bytes(given) == data
+    os.mkdir("below")  # noqa: PTH102
+    monkeypatch.chdir("below")
+    assert await files.read_bytes("../plain") == (tmp_path / "plain").read_bytes()
+    with pytest.raises(OSError) as caught:
+        await files.read_bytes("y" * 256)
+    assert (caught.value.errno, caught.value.filename) == (errno.ENAMETOOLONG, "y" * 256)
+
+
+async def test_without_a_table(tmp_path: Path) -> None:
+    """It counts as descriptors would; so there can be none."""
+    set_way("path unknown")
+    path = tmp_path / "f"
+    path.write_bytes(b"content")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (SLOTS - 1, hard))
+    try:
+        assert await files.read_bytes(path) == b"content"
+        with pytest.raises(FileNotFoundError):
+            await files.read_bytes(tmp_path / "none")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert await files.read_bytes(path) == b"content"
+    assert chains() == 0
+    assert not opened(path)
