@@ -1,5 +1,4 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# cython: binding=False
 """Reads that cannot wait: of what the page cache has.
 
 Why it exists: a page that is in memory is there in two microseconds, and a thread, a ring or even a
