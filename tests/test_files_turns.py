@@ -234,3 +234,28 @@ async def test_path_with_a_zero_byte(name: str) -> None:
         await files_os.stat(name)
     with pytest.raises(ValueError, match="null"):
         await files.read_bytes(name)
+
+
+@pytest.mark.parametrize("mode", ["r", "rb"])
+async def test_another_way_to_iterate_is_used(
+    mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "f"
+    write(path, b"a\nb\n")
+    async with files.open(path, mode) as file:
+        kind = type(file)
+        native = kind.__anext__
+        asked = 0
+
+        def next_line(self: object) -> object:
+            nonlocal asked
+            asked += 1
+            return native(self)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(kind, "__anext__", next_line)
+            assert len([line async for line in file]) == 2
+        assert asked == 3
+        await file.seek(0)
+        assert len([line async for line in file]) == 2
+        assert asked == 3

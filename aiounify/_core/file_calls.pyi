@@ -1,10 +1,13 @@
 import asyncio
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 from typing_extensions import disjoint_base
 
 from aiounify._core.file_service import FileService
 
+_Class = TypeVar("_Class", bound=type)
+
+def iterated_in_c(cls: _Class) -> _Class: ...
 @disjoint_base
 class Answers: ...
 

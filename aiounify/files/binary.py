@@ -18,6 +18,7 @@ import errno
 import os
 import warnings
 
+from aiounify._core.file_calls import iterated_in_c
 from aiounify._core.file_op import FileOp
 from aiounify.files.operation import checked, failure, perform
 from aiounify.files.positional import Positional
@@ -26,6 +27,7 @@ from aiounify.files.threads import in_thread
 _CLOSE, _FTRUNCATE = 19, 55
 
 
+@iterated_in_c
 class BinaryFile(Positional):
     """A file opened in binary mode, with a buffer unless `raw`; made by open()."""
 

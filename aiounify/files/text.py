@@ -17,6 +17,7 @@ import io
 import os
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from aiounify._core.file_calls import iterated_in_c
 from aiounify._core.file_text import TextBase
 from aiounify.files.fileobject import Closing, InTurn, ManyLines
 
@@ -37,6 +38,7 @@ class _Mark(NamedTuple):
     data: bytes
 
 
+@iterated_in_c
 class TextFile(TextBase, InTurn, ManyLines[str], Closing):
     """A file opened in text mode; made by open()."""
 
