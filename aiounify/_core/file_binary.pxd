@@ -19,8 +19,6 @@ cdef class BinaryBase(Guarded):
 
     cdef object cut(self, Py_ssize_t n)
     cdef int make_room(self, Py_ssize_t more) except -1
-    cdef ssize_t inline_read(self, char *into, Py_ssize_t n, int64_t offset) noexcept
-    cdef bint free(self) noexcept
     cdef ssize_t fill(self) except? -2
     cdef object try_read(self, object wanted)
     cdef object try_rest(self)

@@ -48,6 +48,19 @@ cdef enum:
     CHUNK_MAX = 262144   # of the read buffer
 
 
+cdef inline ssize_t inline_read(BinaryBase self, char *into, Py_ssize_t n, int64_t offset) noexcept:
+    """Without waiting: a count, or a negated errno."""
+    cdef ssize_t got = read_cached(self.fd, into, n, offset, &self.nowait)
+    self.service.hit(got)
+    return got
+
+
+cdef inline bint free(BinaryBase self) noexcept:
+    """Reading may be tried at once."""
+    return not (self.held or self.shut or self.dirty) and self.can_read and self.regular \
+        and self.nowait != NOWAIT_OFF
+
+
 cdef class BinaryBase(Guarded):
     """Descriptor, offset and read buffer; what waits is in aiounify/files."""
 
@@ -144,21 +157,11 @@ cdef class BinaryBase(Guarded):
 
     # -- hits --------------------------------------------------------------------
 
-    cdef ssize_t inline_read(self, char *into, Py_ssize_t n, int64_t offset) noexcept:
-        """Without waiting: a count, or a negated errno."""
-        cdef ssize_t got = read_cached(self.fd, into, n, offset, &self.nowait)
-        self.service.hit(got)
-        return got
-
-    cdef bint free(self) noexcept:
-        return not (self.held or self.shut or self.dirty) and self.can_read and self.regular \
-            and self.nowait != NOWAIT_OFF
-
     cdef ssize_t fill(self) except? -2:
         """More of the file behind what is in the buffer: a count, or a negated errno."""
         cdef ssize_t n
         self.make_room(self.chunk)
-        n = self.inline_read(self.data + self.end, self.chunk, self.position)
+        n = inline_read(self, self.data + self.end, self.chunk, self.position)
         if n > 0:
             self.end += n
             self.position += n
@@ -200,13 +203,13 @@ cdef class BinaryBase(Guarded):
             return MISS
         if n <= have and n:
             return self.cut(n)
-        if not self.free():
+        if not free(self):
             return MISS
         if have == 0 and (n >= self.chunk or self.raw):
             if n > WHOLE_MAX:
                 return MISS
             out = bytes_new(NULL, n)
-            got = self.inline_read(bytes_data(out), n, self.position)
+            got = inline_read(self, bytes_data(out), n, self.position)
             if got == n or got == 0:
                 self.position += got
                 if not got:
@@ -227,14 +230,14 @@ cdef class BinaryBase(Guarded):
         cdef int64_t left
         cdef ssize_t got
         cdef PyObject *out
-        if self.end != self.at or not self.free():
+        if self.end != self.at or not free(self):
             return MISS
         left = regular_size(self.fd, NULL) - self.position
         if left <= 0 or left > WHOLE_MAX:
             return MISS
         # one byte more than there should be: less than that is the end of the file
         out = bytes_new(NULL, left + 1)
-        got = self.inline_read(bytes_data(out), left + 1, self.position)
+        got = inline_read(self, bytes_data(out), left + 1, self.position)
         if got != left:
             Py_DECREF(out)
             return MISS
@@ -249,14 +252,14 @@ cdef class BinaryBase(Guarded):
         cdef int64_t offset
         cdef ssize_t got
         cdef PyObject *out
-        if type(wanted) is not int or type(where) is not int or not self.free():
+        if type(wanted) is not int or type(where) is not int or not free(self):
             return MISS
         n = wanted
         offset = where
         if n <= 0 or offset < 0 or n > WHOLE_MAX:
             return MISS
         out = bytes_new(NULL, n)
-        got = self.inline_read(bytes_data(out), n, offset)
+        got = inline_read(self, bytes_data(out), n, offset)
         if got != n:
             Py_DECREF(out)
             return b"" if got == 0 else MISS
@@ -273,7 +276,7 @@ cdef class BinaryBase(Guarded):
             n = self._find_newline(searched)
             if n:
                 return self.cut(n)
-            if not self.free() or self.raw:
+            if not free(self) or self.raw:
                 return MISS
             searched = self.end - self.at
             if searched > WHOLE_MAX:
