@@ -11,6 +11,7 @@ cdef enum:
     RUN = 32             # of one task, while few read
     QUOTA = 8            # of one task, while others wait for their turn
     MISS_COST = 8        # in hits, of a try that fails: what waits is begun then
+    TOGETHER = 8         # operations past the page cache that are submitted by one system call
 
 @cython.final
 cdef class FileService:
@@ -22,7 +23,7 @@ cdef class FileService:
     cdef readonly bint uses_ring
     cdef uint64_t turn
     cdef size_t head
-    cdef int run, share, tired, spent
+    cdef int run, share, tired, spent, unsent
     cdef object waiting          # a deque of the futures of those who wait for their turn
     cdef bint admitting
     cdef object spare            # a FileCall that is over, to be used again

@@ -15,6 +15,8 @@ Rules:
 * Who comes new into a turn has one try free, up to twice the budget: one read now and then does not
   queue behind those who read all the time.
 * A step of a task is known by the head of the ready ring, which every callback moves.
+* What goes past the page cache is not kept for the end of the turn: the device would have nothing to
+  do while the loop handles what it has done before.
 * A path is opened inline only if nothing has to be waited for: openat2(RESOLVE_CACHED) (Linux 5.12).
 """
 
@@ -95,6 +97,11 @@ cdef class FileService:
             op.sqe_flags |= IOSQE_ASYNC
         if op.opcode in self.ops or (op.polled and op.readiness):
             self.owner.reactor.submit(op)
+            if op.direct and self.uses_ring:
+                self.unsent += 1
+                if self.unsent >= TOGETHER and self.owner.reactor.running:
+                    self.unsent = 0
+                    self.owner.reactor.submit_sends()
         else:
             self.in_thread(op)
         return waiter
