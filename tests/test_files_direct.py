@@ -171,3 +171,43 @@ async def test_a_failing_piece_ends_the_write(tmp_path: Path, kernel: None) -> N
             assert caught.value.filename == str(path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+NUMBERED = b"".join(bytes([i]) * 4096 for i in range(64))
+
+
+async def test_more_reads_in_flight_than_are_submitted_together(
+    opened: Callable[..., Any], kernel: None
+) -> None:
+    f = await opened(NUMBERED)
+    for count in (1, 7, 8, 9, 300, 700):
+        found = await asyncio.gather(*(f.pread(4096, i % 64 * 4096) for i in range(count)))
+        assert [data[0] for data in found] == [i % 64 for i in range(count)]
+
+
+async def test_reads_cancelled_before_they_are_submitted(
+    opened: Callable[..., Any], kernel: None
+) -> None:
+    f = await opened(NUMBERED)
+    await f.pread(4096, 0)
+    for count in (1, 5, 8, 20):
+        tasks = [asyncio.create_task(f.pread(4096, i * 4096)) for i in range(count)]
+        await asyncio.sleep(0)
+        for task in tasks[::2]:
+            task.cancel()
+        found = await asyncio.gather(*tasks, return_exceptions=True)
+        for i, data in enumerate(found):
+            assert isinstance(data, asyncio.CancelledError) or data[0] == i
+        assert not any(isinstance(data, BaseException) for data in found[1::2])
+
+
+async def test_close_waits_for_reads_that_are_not_submitted_yet(
+    opened: Callable[..., Any], kernel: None
+) -> None:
+    for _ in range(5):
+        f = await opened(NUMBERED)
+        await f.pread(4096, 0)
+        tasks = [asyncio.ensure_future(f.pread(4096, i * 4096)) for i in range(20)]
+        await asyncio.sleep(0)
+        await f.close()
+        assert [(await task)[0] for task in tasks] == list(range(20))

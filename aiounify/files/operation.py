@@ -50,7 +50,7 @@ class _Pool:
     def _by_aio(self, op: FileOp) -> bool:
         if self._aio is None and not self._no_aio:
             try:
-                self._aio = AioContext(self._by_thread)
+                self._aio = AioContext(self._by_thread, self._loop.call_soon)
             except OSError:
                 self._no_aio = True
             else:
