@@ -8,6 +8,7 @@ from aiounify._core.file_service import FileService
 _Class = TypeVar("_Class", bound=type)
 
 def iterated_in_c(cls: _Class) -> _Class: ...
+
 @disjoint_base
 class Answers: ...
 
