@@ -212,3 +212,11 @@ async def test_close_waits_for_reads_that_are_not_submitted_yet(
         await asyncio.sleep(0)
         await f.close()
         assert [(await task)[0] for task in tasks] == list(range(20))
+
+
+async def test_reads_that_end_with_the_file(opened: Callable[..., Any], kernel: None) -> None:
+    data = os.urandom(4196)
+    f = await opened(data)
+    for offset in (0, 1, 99, 100, 4095, 4096, 4195, 4196):
+        for size in (1, 100, 101, 4096, 4196 - offset, 4197 - offset, 8192):
+            assert await f.pread(size, offset) == data[offset : offset + size], (offset, size)

@@ -88,14 +88,18 @@ class DirectFile(BinaryFile):
         memory = self._memory(end - start)
         filled = 0
         while filled < end - start:
-            with memoryview(memory) as view:
-                op = readinto_op(self.fd, view[filled:], start + filled)
-                op.direct = True
-                n = await self._beside(op)
+            rest = memoryview(memory)[filled:] if filled else memory
+            op = readinto_op(self.fd, rest, start + filled)
+            op.direct = True
+            n = await self._beside(op)
             filled += n
             if n % align or not n:
                 break
-        found = memory[offset - start : max(min(offset - start + size, filled), offset - start)]
+        if filled == size == end - start:  # nothing around it was read
+            found = memory[:]
+        else:
+            skip = offset - start
+            found = memory[skip : max(min(skip + size, filled), skip)]
         self._give_back(memory)
         return found
 
