@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import gc
 import io
@@ -18,6 +19,7 @@ from files_on_disk import names, write
 
 import aiounify
 import aiounify.files as files
+from aiounify.files.operation import service
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -398,3 +400,45 @@ def test_programs_written_for_aiofiles(
 ) -> None:
     done = run_program("written_for_aiofiles", tmp_path, AIOUNIFY_BACKEND=backend)
     assert done.stdout == "ok\n"
+
+
+MISSING = [1, 2, 3, 17, 18, 19, 21, 22, 23, 24, 35, 36, 37, 38, 39, 55]
+
+
+@pytest.mark.parametrize("cached", [True, False])
+async def test_a_ring_that_lacks_one_operation(tmp_path: Path, cached: bool) -> None:
+    """As older kernels do: a thread makes that one, and all is as before."""
+    shared = service()
+    offered = shared.ops
+    shared.opens_cached = cached
+    for missing in (None, *MISSING):
+        shared.ops = offered - {missing}
+        top = tmp_path / str(missing)
+        await files.os.mkdir(top)
+        async with files.open(top / "f", "w+b") as f:
+            f.nowait = 0
+            await f.write(b"0123456789" * 1000)
+            await f.fsync()
+            await f.fdatasync()
+            with contextlib.suppress(OSError):  # not on every file system
+                await f.fallocate(0, 20_000, keep_size=True)
+            assert await f.pwritev([b"ab", b"cd"], 4) == 4
+            one, two = bytearray(3), bytearray(5)
+            assert await f.preadv([one, two], 2) == 8
+            assert one + two == b"23abcd89"
+            assert await f.truncate(5000) == 5000
+            assert (await f.statx()).size == 5000
+            await f.seek(0)
+            assert len(await f.read()) == 5000
+        assert (await files.os.stat(top / "f")).st_size == 5000
+        assert len(await files.read_bytes(top / "f")) == 5000
+        await files.os.link(top / "f", top / "g")
+        await files.os.symlink("g", top / "h")
+        await files.os.rename(top / "g", top / "i")
+        await files.os.replace(top / "i", top / "f")
+        await files.os.unlink(top / "h")
+        with pytest.raises(FileNotFoundError):
+            await files.os.stat(top / "h")
+        await files.os.unlink(top / "f")
+        await files.os.unlink(top / "i")  # one file with two names is not renamed
+        await files.os.rmdir(top)
