@@ -22,13 +22,6 @@ if TYPE_CHECKING:
 MIB = 1 << 20
 
 
-@pytest.fixture(params=["full", "ring without operations"])
-async def kernel(request: pytest.FixtureRequest) -> None:
-    """The loop's backend as it is, and with a ring that knows no file operation."""
-    if request.param != "full":
-        service().ops = frozenset()
-
-
 @pytest.fixture
 async def opened(tmp_path: Path) -> AsyncIterator[Callable[..., Any]]:
     """open() with O_DIRECT of a file with this content; skips where there is none."""
@@ -54,7 +47,7 @@ async def opened(tmp_path: Path) -> AsyncIterator[Callable[..., Any]]:
         await f.close()
 
 
-async def test_any_read_and_aligned_writes(opened: Callable[..., Any], kernel: None) -> None:
+async def test_any_read_and_aligned_writes(opened: Callable[..., Any], kernel: str) -> None:
     data = os.urandom(3 * 65536 + 100)
     f = await opened(data)
     assert await f.read(100) == data[:100]
@@ -96,7 +89,7 @@ async def test_reads_on_epoll_are_kernel_aio(opened: Callable[..., Any]) -> None
     assert threading.active_count() >= threads
 
 
-async def test_writes_in_one_after_the_other(opened: Callable[..., Any], kernel: None) -> None:
+async def test_writes_in_one_after_the_other(opened: Callable[..., Any], kernel: str) -> None:
     """Over what is there, and beyond it: large ones are several in flight."""
     f = await opened(bytes(6 * MIB))
     chunks = [os.urandom(size) for size in (4096, 5 * MIB + 4096, 65536, 2 * MIB, MIB)]
@@ -112,14 +105,14 @@ async def test_writes_in_one_after_the_other(opened: Callable[..., Any], kernel:
     assert await f.read() == b"".join(chunks)
 
 
-async def test_concurrent_positional_writes(opened: Callable[..., Any], kernel: None) -> None:
+async def test_concurrent_positional_writes(opened: Callable[..., Any], kernel: str) -> None:
     f = await opened(bytes(2 * MIB))
     parts = [os.urandom(65536) for _ in range(40)]
     await asyncio.gather(*(f.pwrite(part, i * 65536) for i, part in enumerate(parts)))
     assert await f.pread(len(parts) * 65536, 0) == b"".join(parts)
 
 
-async def test_appends_come_in_order(opened: Callable[..., Any], kernel: None) -> None:
+async def test_appends_come_in_order(opened: Callable[..., Any], kernel: str) -> None:
     f = await opened(b"", "ab")
     chunks = [bytes([i]) * (i % 3 * MIB + 4096) for i in range(6)]
     for chunk in chunks:
@@ -128,7 +121,7 @@ async def test_appends_come_in_order(opened: Callable[..., Any], kernel: None) -
         assert file.read() == b"".join(chunks)
 
 
-async def test_a_cancelled_write_has_ended(opened: Callable[..., Any], kernel: None) -> None:
+async def test_a_cancelled_write_has_ended(opened: Callable[..., Any], kernel: str) -> None:
     """The offset is behind what was written from the start, and nothing is written later."""
     f = await opened(bytes(12 * MIB))
     for i in range(12):
@@ -152,7 +145,7 @@ async def test_a_cancelled_write_has_ended(opened: Callable[..., Any], kernel: N
         assert await f.pread(12 * MIB, 0) == rest
 
 
-async def test_a_failing_piece_ends_the_write(tmp_path: Path, kernel: None) -> None:
+async def test_a_failing_piece_ends_the_write(tmp_path: Path, kernel: str) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     path = tmp_path / "f"
     path.touch()

@@ -29,6 +29,11 @@ cdef class FileOp(Op):
     cdef readonly bint polled    # not a regular file: may wait for ever
 
     cdef int release(self) except -1
+    cdef int part_ended(self) except -1
+
+
+cdef class ChainPart(FileOp):
+    cdef FileOp owner            # the operation of the chain that is awaited
 
 
 cdef int set_writev(FileOp op, buffers, int64_t skip, size_t most) except -1

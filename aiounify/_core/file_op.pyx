@@ -143,6 +143,10 @@ cdef class FileOp(Op):
         self.views = None
         return 0
 
+    cdef int part_ended(self) except -1:
+        """One of the chain that is awaited by this operation has completed."""
+        return 0
+
     @property
     def waiter(self):
         return self.waiter
@@ -218,6 +222,22 @@ cdef class FileOp(Op):
         found = <object>out
         Py_DECREF(out)
         return found
+
+
+cdef class ChainPart(FileOp):
+    """One of a chain of operations, of which another one, the owner, is awaited.
+
+    The two own each other until this one has completed.
+    """
+
+    cdef int complete(self, int result, uint32_t flags) except -1:
+        cdef FileOp owner = self.owner
+        self.owner = None
+        self.linked = None
+        self.result = result
+        self.done = True
+        self.release()
+        return owner.part_ended()
 
 
 def read_op(int fd, Py_ssize_t size, int64_t offset, bint polled=False):

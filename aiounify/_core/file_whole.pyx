@@ -33,7 +33,7 @@ from posix.unistd cimport close as c_close
 
 cimport cython
 
-from aiounify._core.file_op cimport FileOp
+from aiounify._core.file_op cimport ChainPart, FileOp
 from aiounify._core.file_service cimport FileService
 from aiounify._core.reactor cimport ECANCELED, EINTR, Reactor, errno
 
@@ -90,23 +90,11 @@ cdef enum:
     THREAD_MOST = 1 << 30  # read by a thread in one job
 
 
-cdef class _Part(FileOp):
-    cdef WholeRead owner
-
-    cdef int complete(self, int result, uint32_t flags) except -1:
-        cdef WholeRead owner = self.owner
-        self.owner = None
-        self.linked = None
-        self.result = result
-        self.done = True
-        return owner.part_ended()
-
-
 @cython.final
 cdef class WholeRead(FileOp):
     """Read the file at a path (bytes, as the kernel takes it)."""
 
-    cdef _Part opening, tail, closing
+    cdef ChainPart opening, tail, closing
     cdef char[64] beyond     # what the second read got
     cdef Reactor reactor     # of the chain
     cdef int slot
@@ -128,14 +116,14 @@ cdef class WholeRead(FileOp):
         self.length = <uint32_t>n
         return 0
 
-    cdef _Part part(self, int opcode, int fd):
-        cdef _Part part = _Part(opcode, fd)
+    cdef ChainPart part(self, int opcode, int fd):
+        cdef ChainPart part = ChainPart(opcode, fd)
         part.owner = self
         return part
 
     cdef int chain(self, Reactor reactor) except -1:
         """Submit it; `slot` is ours."""
-        cdef _Part advice = self.part(FADVISE, self.slot)
+        cdef ChainPart advice = self.part(FADVISE, self.slot)
         self.reactor = reactor
         self.make_room(ROOM)
         self.fd = self.slot
@@ -157,8 +145,8 @@ cdef class WholeRead(FileOp):
         reactor.submit(self.opening)
         return 0
 
-    cdef _Part close_slot(self):
-        cdef _Part part = self.part(CLOSE, 0)
+    cdef ChainPart close_slot(self):
+        cdef ChainPart part = self.part(CLOSE, 0)
         part.offset = 0
         part.file_index = self.slot + 1
         return part
