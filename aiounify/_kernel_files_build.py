@@ -56,8 +56,35 @@ ffibuilder.cdef(
     int aio_statx(int fd, const char *path, int flags, unsigned mask, struct statx *into);
     int aio_openat2(int fd, const char *path, uint64_t flags, uint64_t mode, uint64_t resolve);
     ssize_t aio_preadv2(int fd, void *into, size_t size, int64_t offset, int flags);
+    /* kernel AIO: io_submit(2) and its kin, Linux 2.6; flags of a read or write 4.13 */
+    struct iocb {
+        uint64_t aio_data;
+        uint32_t aio_rw_flags;
+        uint16_t aio_lio_opcode;
+        int16_t aio_reqprio;
+        uint32_t aio_fildes;
+        uint64_t aio_buf;
+        uint64_t aio_nbytes;
+        int64_t aio_offset;
+        uint32_t aio_flags;
+        uint32_t aio_resfd;
+        ...;
+    };
+    struct io_event {
+        uint64_t data;
+        uint64_t obj;
+        int64_t res;
+        int64_t res2;
+    };
+    #define IOCB_CMD_PREAD 0
+    #define IOCB_CMD_PWRITE 1
+    #define IOCB_FLAG_RESFD 1
     int aio_io_setup(unsigned entries, unsigned long *context);
     int aio_io_destroy(unsigned long context);
+    int aio_io_submit(unsigned long context, long count, struct iocb **requests);
+    int aio_io_getevents(unsigned long context, long at_least, long at_most,
+                         struct io_event *events, int64_t timeout_ns);
+    int aio_io_cancel(unsigned long context, struct iocb *request, struct io_event *event);
     #define RESOLVE_CACHED 0x20
     #define RWF_NOWAIT 0x8
     """
@@ -75,6 +102,7 @@ ffibuilder.set_source(
     #include <string.h>
     #include <sys/syscall.h>
     #include <sys/uio.h>
+    #include <time.h>
     #include <unistd.h>
 
     #ifndef AT_EMPTY_PATH
@@ -168,6 +196,61 @@ ffibuilder.set_source(
     {
         struct iovec vector = {into, size};
         return preadv2(fd, &vector, 1, offset, flags);
+    }
+
+    #define iocb aiounify_iocb
+    #define io_event aiounify_io_event
+    #undef IOCB_CMD_PREAD
+    #define IOCB_CMD_PREAD 0
+    #undef IOCB_CMD_PWRITE
+    #define IOCB_CMD_PWRITE 1
+    #undef IOCB_FLAG_RESFD
+    #define IOCB_FLAG_RESFD 1
+    struct iocb {
+        uint64_t aio_data;
+    #if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+        uint32_t aio_key, aio_rw_flags;
+    #else
+        uint32_t aio_rw_flags, aio_key;
+    #endif
+        uint16_t aio_lio_opcode;
+        int16_t aio_reqprio;
+        uint32_t aio_fildes;
+        uint64_t aio_buf;
+        uint64_t aio_nbytes;
+        int64_t aio_offset;
+        uint64_t aio_reserved2;
+        uint32_t aio_flags;
+        uint32_t aio_resfd;
+    };
+    struct io_event {
+        uint64_t data;
+        uint64_t obj;
+        int64_t res;
+        int64_t res2;
+    };
+    _Static_assert(sizeof(struct iocb) == 64, "iocb");
+    _Static_assert(sizeof(struct io_event) == 32, "io_event");
+
+    static int aio_io_submit(unsigned long context, long count, struct iocb **requests)
+    {
+        return (int)syscall(SYS_io_submit, context, count, requests);
+    }
+
+    /* timeout_ns below 0: for ever */
+    static int aio_io_getevents(unsigned long context, long at_least, long at_most,
+                                struct io_event *events, int64_t timeout_ns)
+    {
+        struct timespec timeout;
+        timeout.tv_sec = timeout_ns / 1000000000;
+        timeout.tv_nsec = timeout_ns % 1000000000;
+        return (int)syscall(SYS_io_getevents, context, at_least, at_most, events,
+                            timeout_ns < 0 ? NULL : &timeout);
+    }
+
+    static int aio_io_cancel(unsigned long context, struct iocb *request, struct io_event *event)
+    {
+        return (int)syscall(SYS_io_cancel, context, request, event);
     }
 
     static int aio_io_setup(unsigned entries, unsigned long *context)

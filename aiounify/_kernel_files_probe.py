@@ -49,8 +49,32 @@ def _libaio() -> Feature:
     context = ffi.new("unsigned long *")
     if lib.aio_io_setup(1, context) < 0:
         return Feature(False, f"{_why('2.6')}; instead, on epoll: threads for O_DIRECT")
-    lib.aio_io_destroy(context[0])
+    try:
+        if _read_by_aio(context[0]) != 1:
+            return Feature(False, f"{_why('2.6')}; instead, on epoll: threads for O_DIRECT")
+    finally:
+        lib.aio_io_destroy(context[0])
     return Feature(True, "io_submit: O_DIRECT on epoll")
+
+
+def _read_by_aio(context: int) -> int:
+    """Read a byte by a real request: how many came, or a negative number."""
+    fd = os.open("/proc/self/exe", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        into = ffi.new("char[1]")
+        request: Any = ffi.new("struct iocb *")
+        request.aio_lio_opcode = lib.IOCB_CMD_PREAD
+        request.aio_fildes = fd
+        request.aio_buf = int(ffi.cast("uintptr_t", into))
+        request.aio_nbytes = 1
+        event: Any = ffi.new("struct io_event *")
+        if lib.aio_io_submit(context, 1, ffi.new("struct iocb *[1]", [request])) != 1:
+            return -1
+        if lib.aio_io_getevents(context, 1, 1, event, -1) != 1:
+            return -1
+        return int(event.res)
+    finally:
+        os.close(fd)
 
 
 def _statx() -> Feature:

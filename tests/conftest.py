@@ -6,6 +6,7 @@
   marked `as_asyncio` on asyncio's own loop, which shows that it tests asyncio's contract.
 * `nothing_left` compares descriptors and threads before and after each test, and
   `pytest_pyfunc_call` looks for tasks that are still pending when the test is over.
+* `kernel` repeats a test of files on a ring that knows no file operation.
 * `run_program` runs one of the small programs in tests/programs in a fresh process.
 """
 
@@ -191,6 +192,18 @@ def _run_program(
         assert done.returncode == 0, report
         assert not complaints(done.stderr), report
     return done
+
+
+@pytest.fixture(params=["full", "ring without operations"])
+async def kernel(request: pytest.FixtureRequest) -> str:
+    """The loop's backend as it is, and with a ring that knows no file operation."""
+    from aiounify.files.operation import service
+
+    if request.param != "full":
+        shared = service()
+        shared.ops = frozenset()
+        shared.opens_cached = False
+    return str(request.param)
 
 
 @pytest.fixture

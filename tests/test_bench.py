@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import errno
 import importlib.util
 import json
 import os
@@ -12,6 +13,7 @@ import sys
 import tempfile
 import threading
 import time
+from array import array
 from itertools import pairwise
 from pathlib import Path
 
@@ -84,6 +86,22 @@ def test_libraries_of_files_are_columns_of_rows_of_files_only() -> None:
     assert not registry.serves("files-turbofile", ("call_soon",))
     assert registry.serves("rloop", ("call_soon",))
     assert registry.serves("rloop", ("files",))
+
+
+def test_columns_of_c_are_in_the_rows_that_c_does() -> None:
+    for name, column in (("file-stat-x64", "files-c"), ("file-direct-x64", "files-c-uring")):
+        assert registry.serves(column, rows.ROWS[name].groups)
+    assert not registry.serves("files-c", rows.ROWS["file-direct-x64"].groups)
+    assert not registry.serves("files-c-aio", rows.ROWS["file-stat-x64"].groups)
+    assert not registry.serves("files-c", rows.ROWS["file-late-x64"].groups)
+
+
+def test_missing_library_of_files_is_an_import_error() -> None:
+    missing = dataclasses.replace(
+        registry.LOOPS["files-urio"], options={"library": "aiounify_no_such_module"}
+    )
+    with pytest.raises(ModuleNotFoundError):
+        missing.new()
 
 
 def test_missing_module_is_an_import_error() -> None:
@@ -445,6 +463,63 @@ def test_quick_run_of_the_files(tmp_path: Path) -> None:
     found = measured_on_asyncio(rows.GROUPS["files"], tmp_path, "aiounify-epoll")
     for name, result in found.items():
         assert "failed" not in result, name
+        row = rows.ROWS[name]
+        assert isinstance(row, LoopRow)
+        assert bool(row.beside) == ("late" in name)
+        if row.beside:
+            # how late and how fast, in one row
+            assert result["lateness"]["samples"] > 0  # type: ignore[index]
+            assert result["median"]["beside"] > 0  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("column", "group"),
+    [("files-c", "files-c"), ("files-c-uring", "direct"), ("files-c-aio", "direct")],
+)
+def test_quick_run_of_the_same_in_c(column: str, group: str, tmp_path: Path) -> None:
+    for name, result in measured_on_asyncio(rows.GROUPS[group], tmp_path, column).items():
+        assert "failed" not in result, name
+        assert result["median"]["rate"] > 0  # type: ignore[index]
+
+
+def test_reads_in_c_say_what_went_wrong(tmp_path: Path) -> None:
+    from aiounify.bench import _files
+
+    path = tmp_path / "short"
+    path.write_bytes(b"x")
+    offsets = array("q", [0])
+    with path.open("rb") as file:
+        for read in (_files.direct_ring, _files.direct_aio):
+            with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+                read(file.fileno(), offsets, 100, 8)
+            with pytest.raises(ValueError, match="from 1 to 256"):
+                read(file.fileno(), offsets, 100, 0)
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+            _files.pages(file.fileno(), offsets, 1)
+    with pytest.raises(FileNotFoundError):
+        _files.stats(str(tmp_path / "none"), 1)
+    with pytest.raises(FileNotFoundError):
+        _files.whole(str(tmp_path / "none"), 1, 1)
+    assert _files.lines(str(path)) == 0
+    _files.writes(str(path), b"ab\n", 3)
+    assert path.read_bytes() == b"ab\n" * 3
+    assert _files.lines(str(path)) == 3
+
+
+def test_what_is_done_beside_a_timer_is_shown_with_its_lateness() -> None:
+    row = rows.ROWS["file-late-x64"]
+    assert isinstance(row, LoopRow)
+    windows: list[Measurement] = [{"ops": 2, "seconds": 2.0, "lateness_ns": [1, 2], "beside": 50}]
+    result = RowResult(row, {"asyncio": windows})
+    table = report.row_table(result, ["asyncio"], "asyncio")
+    assert "read/s" in table
+    assert "25.0" in table
+    where = machine.describe({"asyncio": ""}, {})
+    text = report.as_json(where, OPTIONS, {}, [result], "asyncio")
+    found = json.loads(text)
+    assert found["rows"][0]["beside"] == "read"
+    assert found["rows"][0]["loops"]["asyncio"]["ratio"]["beside"]["median"] == 1.0
+    assert "early 0 of 2; 25.0 read/s" in document.tables(found)
 
 
 @needs_loadgen

@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -187,3 +188,87 @@ def test_cancelled_calls_leave_what_the_model_says(
         path.write_bytes(b"some text, and a line\n".ljust(50, b".") * (size // 50 + 1))
         with asyncio.Runner(loop_factory=loop_factory) as runner:
             runner.run(main(path))
+
+
+TURNS = 7  # more than any of the calls takes here
+EACH = [
+    ("read", 100),
+    ("read", 70_000),
+    ("readline", 0),
+    ("readinto", 4096),
+    ("write", 100),
+    ("write", 70_000),
+    ("seek", 3),
+    ("tell", 0),
+    ("pread", 10),
+    ("pwrite", 10),
+    ("truncate", 50),
+    ("flush", 0),
+]
+
+
+@pytest.mark.parametrize("plain", [False, True])
+async def test_each_call_cancelled_after_each_turn(tmp_path: Path, plain: bool) -> None:
+    if plain:
+        service().ops = frozenset()
+        service().opens_cached = False
+    path = tmp_path / "f"
+    for call in EACH:
+        for turns in range(TURNS):
+            for before in ([], [(("write", 10), None)], [(("read", 5), None)]):
+                path.write_bytes(b"some text, and a line\n" * 4000)
+                await check(path, [*before, (call, turns), (("read", 30), None)], 5000, waits=True)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("name", ["read", "readline", "next", "write", "tell", "seek"])
+async def test_text_cancelled_after_each_turn(tmp_path: Path, plain: bool, name: str) -> None:
+    if plain:
+        service().ops = frozenset()
+        service().opens_cached = False
+    path = tmp_path / "f"
+    lines = [f"línea {i}\r\n" for i in range(3000)]
+    for turns in range(TURNS):
+        path.write_bytes("".join(lines).encode("utf-8"))
+        expected = [line.replace("\r", "") for line in lines]
+        async with files.open(path, "r+", encoding="utf-8", buffering=1000) as file:
+            file.buffer.nowait = 0
+            assert await file.readline() == expected[0]
+            mark = await file.tell()
+            left = "".join(expected[1:])
+            await file.seek(mark)  # a write is behind what was decoded otherwise
+            task = asyncio.ensure_future(step_of(file, name, mark))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            task.cancel()
+            try:
+                done = await task
+            except asyncio.CancelledError:
+                done = None
+            if name == "write":
+                await file.flush()
+                await file.seek(mark)
+                found = await file.read()
+                # what has begun is written; with no turn it has not
+                assert found.startswith("W" * 100 if turns else left[:100])
+                assert found.endswith(left[200:])
+            else:
+                rest = await file.read()
+                taken = done if isinstance(done, str) else ""
+                assert taken + rest == left
+
+
+async def step_of(file: Any, name: str, mark: int) -> Any:
+    match name:
+        case "read":
+            return await file.read(7000)
+        case "readline":
+            return await file.readline()
+        case "next":
+            return await file.__anext__()
+        case "write":
+            return await file.write("W" * 100)
+        case "tell":
+            return await file.tell()
+        case _:
+            return await file.seek(mark)

@@ -76,6 +76,17 @@ async def turns(n):
         await asyncio.sleep(0)
 
 
+async def begun(other):
+    """Something of the file has come, and a few turns more."""
+    while True:
+        try:
+            if other.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
+                break
+        except BlockingIOError:
+            await asyncio.sleep(0)
+    await turns(5)
+
+
 class Peer(asyncio.Protocol):
     def __init__(self):
         self.data = bytearray()
@@ -282,7 +293,7 @@ async def test_a_step_ends_though_nothing_blocks(tmp_path):
                     reading = transfer.read_ahead()
                     reading.run()
                     transfer.warmed(reading)
-            assert TURN in states
+            assert TURN in states or set(states) == {COLD}  # overlayfs does not tell
             assert transfer.sent == 100 << 20
             transfer.close()
     finally:
@@ -402,7 +413,7 @@ async def test_cancelled_under_a_slow_reader(file, through):
         else:
             transport, protocol, other = await stack.enter_async_context(transport_to())
             task = asyncio.create_task(loop.sendfile(transport, file, 100))
-        await turns(5)
+        await begun(other)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -473,7 +484,7 @@ async def test_transport_closed_meanwhile(file, end):
     loop = asyncio.get_running_loop()
     async with transport_to() as (transport, protocol, other):
         task = asyncio.create_task(loop.sendfile(transport, file))
-        await turns(5)
+        await begun(other)
         getattr(transport, end)()
         with pytest.raises(ConnectionError, match="closed"):
             await asyncio.wait_for(task, HANG)
@@ -723,9 +734,13 @@ async def test_socket_of_a_transport(file):
 def test_step_says_what_stopped_it(path):
     with path.open("rb") as file, pair() as (one, other):
         transfer = Transfer(file.fileno(), 0, None)
-        while (state := transfer.step(one.fileno())) == TURN:
-            pass
-        assert state == BLOCKED
+        while (state := transfer.step(one.fileno())) != BLOCKED:
+            if state == COLD:  # always, on a file system that does not tell (overlayfs)
+                reading = transfer.read_ahead()
+                reading.run()
+                transfer.warmed(reading)
+            else:
+                assert state == TURN
         assert 0 < transfer.sent < SIZE
         other.close()
         assert transfer.step(one.fileno()) == DONE

@@ -5,14 +5,19 @@ Why it exists: it is the one way to have many direct reads and writes in flight 
 without threads.  Completions come as an eventfd in the loop's wait.  It is for O_DIRECT only: on the
 page cache io_submit does the whole work before it returns, and blocks the loop.
 
-Rules: an operation that was submitted is owned here until its event was taken, and cannot be
-cancelled (no block device's can).  close() waits for the kernel (io_destroy does), then forgets
-the operations without telling anybody: the loop is closed by then.
+Rules:
+
+* An operation that was submitted is owned here until its event was taken, and cannot be cancelled (no
+  block device's can).  close() waits for the kernel (io_destroy does), then forgets the operations
+  without telling anybody: the loop is closed by then.
+* Writes are submitted with RWF_NOWAIT (Linux 4.13): io_submit makes a write that makes the file
+  longer, fills a hole or has to wait for a lock to its end before it returns (ext4), and would block
+  the loop.  With the flag it answers EAGAIN, and the write is given to a thread.
 """
 
 from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint64_t
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 from posix.unistd cimport close as c_close
 from posix.unistd cimport read as c_read
 
@@ -35,6 +40,8 @@ cdef extern from "<sys/eventfd.h>" nogil:
 cdef extern from *:
     """
     #include <linux/aio_abi.h>
+    #include <stdint.h>
+    #include <string.h>
     #include <sys/syscall.h>
     #include <time.h>
     #include <unistd.h>
@@ -44,9 +51,20 @@ cdef extern from *:
         return (int)syscall(SYS_io_setup, n, ctx);
     }
 
-    static int aio_submit(aio_context_t ctx, struct iocb *one)
+    /* aio_rw_flags, which headers before Linux 4.13 have not: the other half of a padded pair */
+    static void aio_nowait(struct iocb *one)
     {
-        return (int)syscall(SYS_io_submit, ctx, 1L, &one);
+        uint32_t nowait = 0x8;
+    #if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+        memcpy((char *)one + 12, &nowait, 4);
+    #else
+        memcpy((char *)one + 8, &nowait, 4);
+    #endif
+    }
+
+    static int aio_submit(aio_context_t ctx, struct iocb **some, long n)
+    {
+        return (int)syscall(SYS_io_submit, ctx, n, some);
     }
 
     static int aio_take(aio_context_t ctx, struct io_event *events, long n)
@@ -78,7 +96,8 @@ cdef extern from *:
         IOCB_CMD_PWRITE
         IOCB_FLAG_RESFD
     int aio_setup(unsigned n, aio_context_t *ctx)
-    int aio_submit(aio_context_t ctx, iocb *one)
+    void aio_nowait(iocb *one)
+    int aio_submit(aio_context_t ctx, iocb **some, long n)
     int aio_take(aio_context_t ctx, io_event *events, long n)
     int aio_end(aio_context_t ctx) nogil
 
@@ -86,6 +105,7 @@ cdef enum:
     READ = 22            # the ring's numbers
     WRITE = 23
     TAKEN = 64           # events in one go
+    TOGETHER = 8         # operations submitted by one system call
 
 
 cdef class AioContext:
@@ -94,12 +114,20 @@ cdef class AioContext:
     cdef aio_context_t ctx
     cdef int event_fd
     cdef set flight
+    cdef object otherwise        # is given what the kernel cannot do without waiting
+    cdef object soon             # the loop's call_soon()
+    cdef iocb[TOGETHER] gathered
+    cdef int n_gathered
+    cdef bint coming             # a call of flush()
+    cdef readonly uint64_t completed, refused
 
     def __cinit__(self):
         self.event_fd = -1
         self.flight = set()
 
-    def __init__(self, unsigned entries=256):
+    def __init__(self, otherwise, soon, unsigned entries=256):
+        self.otherwise = otherwise
+        self.soon = soon
         if aio_setup(entries, &self.ctx) < 0:
             raise OSError(errno, f"io_setup: {os.strerror(errno)}")
         self.event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
@@ -125,13 +153,17 @@ cdef class AioContext:
         return self.event_fd
 
     def submit(self, FileOp op):
-        """Begin a read or a write; False if this has to be done in another way."""
-        cdef iocb one
-        memset(&one, 0, sizeof(one))
+        """Begin a read or a write; False if this has to be done in another way.
+
+        The kernel is given several at a time, in this turn of the loop or at the start of the next.
+        """
+        cdef iocb *one = &self.gathered[self.n_gathered]
+        memset(one, 0, sizeof(iocb))
         if op.opcode == READ:
             one.aio_lio_opcode = IOCB_CMD_PREAD
         elif op.opcode == WRITE and op.offset != <uint64_t>-1:
             one.aio_lio_opcode = IOCB_CMD_PWRITE
+            aio_nowait(one)
         else:
             return False
         one.aio_data = <uint64_t><size_t><PyObject *>op
@@ -141,10 +173,40 @@ cdef class AioContext:
         one.aio_offset = <int64_t>op.offset
         one.aio_flags = IOCB_FLAG_RESFD
         one.aio_resfd = self.event_fd
-        if aio_submit(self.ctx, &one) != 1:
-            return False  # full, or an error, which the system call itself tells better
         self.flight.add(op)
+        self.n_gathered += 1
+        if self.n_gathered == TOGETHER:
+            self.flush()
+        elif not self.coming:
+            self.coming = True
+            self.soon(self._flush_soon)
         return True
+
+    def _flush_soon(self):
+        self.coming = False
+        self.flush()
+
+    cdef int flush(self) except -1:
+        """Give the kernel what has gathered."""
+        cdef iocb[TOGETHER] some
+        cdef iocb *each[TOGETHER]
+        cdef int n = self.n_gathered, at = 0, taken, i
+        cdef FileOp op
+        self.n_gathered = 0
+        if not self.ctx:
+            return 0
+        memcpy(some, self.gathered, sizeof(some))
+        for i in range(n):
+            each[i] = &some[i]
+        while at < n:
+            taken = aio_submit(self.ctx, each + at, n - at)
+            if taken <= 0:  # full, or an error, which the system call itself tells better
+                op = <FileOp><PyObject *><size_t>some[at].aio_data
+                self.flight.discard(op)
+                self.otherwise(op)
+                taken = 1
+            at += taken
+        return 0
 
     def reap(self):
         """Take what has completed."""
@@ -157,11 +219,17 @@ cdef class AioContext:
             n = aio_take(self.ctx, events, TAKEN)
             for i in range(n):
                 op = <FileOp><PyObject *><size_t>events[i].data
-                op.result = <int>events[i].res
                 self.flight.discard(op)
+                if events[i].res == -EAGAIN:
+                    self.refused += 1
+                    self.otherwise(op)
+                    continue
+                self.completed += 1
+                op.result = <int>events[i].res
                 op.deliver()
 
     def close(self):
         """Wait for the kernel and forget everything."""
         self.end()
+        self.n_gathered = 0
         self.flight.clear()

@@ -35,4 +35,17 @@ static int file_call_install(PyTypeObject *type)
     return 0;
 }
 
+/* Let `type` be iterated as its base is.
+ *
+ * What Cython makes of __anext__ is a method, so a class derived in Python gets the slot that looks
+ * the method up by its name and calls it, for each line.  Setting __anext__ later replaces this. */
+static int file_lines_install(PyTypeObject *type, PyTypeObject *base)
+{
+    if (type->tp_as_async && base->tp_as_async) {
+        type->tp_as_async->am_anext = base->tp_as_async->am_anext;
+        PyType_Modified(type);
+    }
+    return 0;
+}
+
 #endif

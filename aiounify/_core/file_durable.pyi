@@ -4,8 +4,8 @@ from typing import final
 
 from typing_extensions import Buffer
 
-from aiounify._core.file_calls import FileService
 from aiounify._core.file_op import FileOp
+from aiounify._core.file_service import FileService
 
 @final
 class DurableWrite(FileOp):

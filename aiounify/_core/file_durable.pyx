@@ -17,7 +17,7 @@ Rules:
 
 from libc.stdint cimport int64_t, uint32_t
 
-from aiounify._core.file_op cimport FileOp, set_writev
+from aiounify._core.file_op cimport ChainPart, FileOp, set_writev
 from aiounify._core.reactor cimport ECANCELED
 from aiounify._core.scheduler cimport Scheduler
 
@@ -30,18 +30,6 @@ cdef enum:
     MOST = 0x7ffff000    # bytes in one call, Linux's limit
 
 
-cdef class _Write(FileOp):
-    cdef DurableWrite owner
-
-    cdef int complete(self, int result, uint32_t flags) except -1:
-        cdef DurableWrite owner = self.owner
-        self.owner = None
-        self.linked = None
-        self.result = result
-        self.release()
-        return owner.part_ended()
-
-
 cdef class DurableWrite(FileOp):
     """Write buffers at an offset, without the first `skip` bytes, then fdatasync.
 
@@ -49,7 +37,7 @@ cdef class DurableWrite(FileOp):
     what was written or a negated errno.
     """
 
-    cdef _Write write
+    cdef ChainPart write
     cdef int parts
     cdef readonly int64_t length_asked
 
@@ -57,7 +45,7 @@ cdef class DurableWrite(FileOp):
         cdef uint32_t i, n
         FileOp.__init__(self, FSYNC, fd, 0, 0, FSYNC_DATASYNC)
         self.result = -ECANCELED
-        self.write = _Write(WRITEV, fd, 0, offset)
+        self.write = ChainPart(WRITEV, fd, 0, offset)
         set_writev(self.write, buffers, skip, MOST)
         n = 1 if self.write.opcode == WRITE else self.write.length
         for i in range(n):

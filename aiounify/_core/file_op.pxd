@@ -25,9 +25,15 @@ cdef class FileOp(Op):
     cdef iovec *vectors
     cdef list views              # of the vectors
     cdef public bint direct      # of O_DIRECT
+    cdef bint opens           # the result is a descriptor, and ours until it is taken
     cdef readonly bint polled    # not a regular file: may wait for ever
 
     cdef int release(self) except -1
+    cdef int part_ended(self) except -1
+
+
+cdef class ChainPart(FileOp):
+    cdef FileOp owner            # the operation of the chain that is awaited
 
 
 cdef int set_writev(FileOp op, buffers, int64_t skip, size_t most) except -1

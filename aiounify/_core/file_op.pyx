@@ -11,6 +11,7 @@ Rules:
   read into.  A caller's buffer is released when the operation has ended, not before.
 * `waiter` is a future that is told the result.  Who is cancelled sets another one and goes on
   waiting: an operation is never left behind.
+* A descriptor that was opened is the operation's until somebody takes it.
 * Results are as the ring gives them: a count, or a negated errno.
 """
 
@@ -18,6 +19,7 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint32_t, uint64_t
+from posix.unistd cimport close as c_close
 
 from aiounify._core.reactor cimport (
     EAGAIN,
@@ -128,6 +130,8 @@ cdef class FileOp(Op):
         self.polled = polled
 
     def __dealloc__(self):
+        if self.opens and self.result >= 0:
+            c_close(self.result)  # the loop was closed meanwhile, and nobody has taken it
         self.release()
         Py_XDECREF(self.out)
         PyMem_Free(self.vectors)
@@ -137,6 +141,10 @@ cdef class FileOp(Op):
         if self.view.obj != NULL:
             PyBuffer_Release(&self.view)
         self.views = None
+        return 0
+
+    cdef int part_ended(self) except -1:
+        """One of the chain that is awaited by this operation has completed."""
         return 0
 
     @property
@@ -199,6 +207,11 @@ cdef class FileOp(Op):
             return -EAGAIN
         return -errno if n < 0 else <int>n
 
+    def take_descriptor(self):
+        """What was opened; from now on the caller's."""
+        self.opens = False
+        return self.result
+
     def take(self):
         """The bytes that were read; once."""
         cdef PyObject *out = self.out
@@ -209,6 +222,22 @@ cdef class FileOp(Op):
         found = <object>out
         Py_DECREF(out)
         return found
+
+
+cdef class ChainPart(FileOp):
+    """One of a chain of operations, of which another one, the owner, is awaited.
+
+    The two own each other until this one has completed.
+    """
+
+    cdef int complete(self, int result, uint32_t flags) except -1:
+        cdef FileOp owner = self.owner
+        self.owner = None
+        self.linked = None
+        self.result = result
+        self.done = True
+        self.release()
+        return owner.part_ended()
 
 
 def read_op(int fd, Py_ssize_t size, int64_t offset, bint polled=False):
@@ -300,6 +329,8 @@ cdef int set_writev(FileOp op, buffers, int64_t skip, size_t most) except -1:
 
 def open_op(int dir_fd, bytes path, int flags, int mode):
     cdef FileOp op = FileOp(AU_OPEN, dir_fd, mode, 0, flags)
+    op.opens = True
+    op.result = -ECANCELED
     op.keep = path
     op.address = <uint64_t><size_t><char *>path
     return op

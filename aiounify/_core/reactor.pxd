@@ -184,6 +184,8 @@ cdef class Reactor:
     cdef bint worth_batching(self) noexcept
     cdef int submit_sends(self) except -1
     cdef int stream_raised(self, Watched stream) except -1
+    cdef int take_slot(self) noexcept
+    cdef int free_slot(self, int slot) noexcept
     cdef PyObject *bulk_take(self, Py_ssize_t size) except NULL
     cdef int bulk_give(self, PyObject *found) noexcept
     cdef int bulk_drop(self) noexcept

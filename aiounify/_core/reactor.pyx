@@ -126,7 +126,8 @@ cdef class Op:
 
     Several can be submitted as one chain: each names its successor in `linked`, and only the
     first is given to submit().  Each has a completion of its own.  The first that fails or does
-    less than it was told to ends the chain: the rest complete with ECANCELED.
+    less than it was told to ends the chain: the rest complete with ECANCELED.  One with
+    IOSQE_IO_HARDLINK among its `sqe_flags` does not end it.
     """
 
     def __cinit__(self):
@@ -688,6 +689,14 @@ cdef class Reactor:
 
     cdef bint worth_batching(self) noexcept:
         return False
+
+    cdef int take_slot(self) noexcept:
+        """A place in the ring's own table of files, -1 if there is none."""
+        return -1
+
+    cdef int free_slot(self, int slot) noexcept:
+        """The place has no file any more."""
+        return 0
 
     cdef int submit_sends(self) except -1:
         """Sends have waited long enough for the rest of the turn."""

@@ -209,6 +209,16 @@ static void ring_unregister_fd(struct ring *r)
     r->enter_flags &= ~IORING_ENTER_REGISTERED_RING;
 }
 
+/* An empty table of so many files of the ring's own, which openat fills (Linux 5.19). */
+static int ring_make_table(struct ring *r, unsigned count)
+{
+    struct au_rsrc_register table;
+    memset(&table, 0, sizeof table);
+    table.count = count;
+    table.flags = IORING_RSRC_REGISTER_SPARSE;
+    return ring_register(r->fd, IORING_REGISTER_FILES2, &table, sizeof table);
+}
+
 static void ring_close(struct ring *r)
 {
     if (r->fd < 0)

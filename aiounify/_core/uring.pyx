@@ -108,6 +108,7 @@ cdef extern from "ring.h" nogil:
         IORING_OP_RECV
         IORING_OP_SEND
         IOSQE_IO_LINK
+        IOSQE_IO_HARDLINK
         IOSQE_BUFFER_SELECT
         IORING_CQE_F_BUFFER
         IORING_CQE_BUFFER_SHIFT
@@ -137,6 +138,7 @@ cdef extern from "ring.h" nogil:
     int ring_register(int fd, unsigned opcode, void *arg, unsigned n)
     int ring_register_fd(ring *r)
     void ring_unregister_fd(ring *r)
+    int ring_make_table(ring *r, unsigned count)
     void ring_close(ring *r)
     void ring_abandon(ring *r)
     au_sqe *ring_sqe(ring *r)
@@ -176,6 +178,7 @@ cdef enum:
     TAG_BITS = 15
     BUFFER_SIZE = 16384
     BUFFER_COUNT = 512   # at most; at first 64, see buffers_more()
+    FILE_SLOTS = 128     # in the ring's own table of files
     CLOCK_TURNS = 4      # turns with callbacks ready between two looks at the clock
     DEFER_NS = 50_000    # time after which such turns arm the epoll set again
     HOT_NS = 5_000       # a wait that is shorter did not sleep
@@ -279,6 +282,8 @@ cdef class UringReactor(Reactor):
     cdef unsigned turns_unbroken
     cdef int64_t seen_ns       # when the epoll set was last asked
     cdef unsigned entries, cq_entries_asked
+    cdef int[FILE_SLOTS] slots # free places in the table of files
+    cdef int n_free            # of them; -1: the kernel was not asked for a table yet
 
     def __cinit__(self):
         self.ring.fd = -1
@@ -309,6 +314,7 @@ cdef class UringReactor(Reactor):
             raise OSError(-error, f"io_uring_setup: {os.strerror(-error)}")
         self.thread = 0
         self.epoll_armed = False
+        self.n_free = -1
         return 0
 
     @property
@@ -724,7 +730,8 @@ cdef class UringReactor(Reactor):
                 raise OSError(EBUSY, "the submission ring is full")
         while op.linked is not None:
             sqe = self.fill(op)
-            sqe.flags |= IOSQE_IO_LINK
+            if not sqe.flags & IOSQE_IO_HARDLINK:
+                sqe.flags |= IOSQE_IO_LINK
             op = op.linked
         self.fill(op)
         return 0
@@ -743,6 +750,26 @@ cdef class UringReactor(Reactor):
         sqe.addr3 = op.address3
         sqe.user_data = <uint64_t><size_t><PyObject *>op
         return sqe
+
+    cdef int take_slot(self) noexcept:
+        cdef int i
+        if self.n_free < 0 and self.ring.fd >= 0:
+            self.n_free = 0
+            if ring_make_table(&self.ring, FILE_SLOTS) >= 0:
+                self.n_free = FILE_SLOTS
+                for i in range(FILE_SLOTS):
+                    self.slots[i] = FILE_SLOTS - 1 - i
+            self.n_syscalls += 1
+        if self.n_free <= 0:
+            return -1
+        self.n_free -= 1
+        return self.slots[self.n_free]
+
+    cdef int free_slot(self, int slot) noexcept:
+        if 0 <= self.n_free < FILE_SLOTS:  # else the table is another one, or closed
+            self.slots[self.n_free] = slot
+            self.n_free += 1
+        return 0
 
     cdef int cancel_mark(self, uint64_t user_data) except -1:
         cdef au_sqe *sqe

@@ -45,6 +45,7 @@ enum {
 enum {
     IORING_REGISTER_PROBE = 8,
     IORING_REGISTER_ENABLE_RINGS = 12,
+    IORING_REGISTER_FILES2 = 13,
     IORING_REGISTER_RING_FDS = 20,
     IORING_UNREGISTER_RING_FDS = 21,
     IORING_REGISTER_PBUF_RING = 22, /* 5.19 */
@@ -63,7 +64,10 @@ enum {
 };
 
 enum {
+    IOSQE_FIXED_FILE = 1u << 0,
     IOSQE_IO_LINK = 1u << 2,
+    IOSQE_IO_HARDLINK = 1u << 3,
+    IOSQE_ASYNC = 1u << 4,
     IOSQE_BUFFER_SELECT = 1u << 5,
     IORING_CQE_BUFFER_SHIFT = 16,
     IORING_RECV_MULTISHOT = 1u << 1, /* in ioprio; 6.0 */
@@ -172,6 +176,13 @@ struct au_buf_reg {
     uint32_t ring_entries;
     uint16_t bgid, flags;
     uint64_t resv[3];
+};
+
+#define IORING_RSRC_REGISTER_SPARSE 1u /* 5.19 */
+
+struct au_rsrc_register {
+    uint32_t count, flags;
+    uint64_t resv2, data, tags;
 };
 
 struct au_rsrc_update {

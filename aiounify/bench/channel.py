@@ -30,6 +30,8 @@ class Measurement(TypedDict, total=False):
     #: Datagrams that were lost.
     resent: int
     lateness_ns: list[int]
+    #: What was done beside the timers whose lateness is measured.
+    beside: int
     #: Bytes that the connections of an idle row cost: private dirty pages, and resident ones.
     memory: int
     resident: int

@@ -222,10 +222,13 @@ def _cell(row: _Row, name: str, base: str, notes: list[str]) -> str:
         return f"failed ({len(notes)})"
     if "lateness" in found:
         late = found["lateness"]
-        return (
+        text = (
             f"{late['p50'] * 1e6:.0f} us, p99 {late['p99'] * 1e6:.0f} us; "
             f"early {late['early']} of {late['samples']}"
         )
+        if "beside" in row:
+            text += f"; {number(found['median']['beside'])} {row['beside']}/s"
+        return text
     # Without the base there is nothing to be relative to.
     return _relative(found["ratio"]) if name != base and "ratio" in found else _absolute(row, found)
 

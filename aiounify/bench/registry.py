@@ -23,6 +23,8 @@ class Loop:
     options: Mapping[str, str] = field(default_factory=dict)
     #: The only group of rows it is for, or "": all.
     group: str = ""
+    #: What the package index calls it, if not as the module.
+    distribution: str = ""
 
     def new(self) -> asyncio.AbstractEventLoop:
         """Import the module and make a loop; raises whatever goes wrong."""
@@ -44,8 +46,23 @@ _ALL = (
     Loop("veloxloop", "veloxloop"),
     Loop("uringcore", "uringcore", "UringEventLoop"),
     *(
-        Loop(f"files-{name}", "aiounify.bench.filelibs", "new_loop", {"library": name}, "files")
-        for name in ("turbofile", "urio")
+        Loop(
+            f"files-{name}",
+            "aiounify.bench.filelibs",
+            "new_loop",
+            {"library": name},
+            group,
+            package,
+        )
+        for name, group, package in (
+            ("turbofile", "files", "turbofile"),
+            ("urio", "files", "urio"),
+            ("aiofile", "files", "aiofile"),
+            ("asyncfiles", "files", "py-asyncfiles"),
+            ("c", "files-c", ""),
+            ("c-uring", "direct", ""),
+            ("c-aio", "direct", ""),
+        )
     ),
 )
 
@@ -65,6 +82,6 @@ def serves(name: str, groups: Collection[str]) -> bool:
 def version(loop: Loop) -> str:
     """The installed version of the loop's distribution, or "" where it has none."""
     try:
-        return importlib.metadata.version(loop.module)
+        return importlib.metadata.version(loop.distribution or loop.module)
     except importlib.metadata.PackageNotFoundError:
         return ""

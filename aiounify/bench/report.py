@@ -96,7 +96,7 @@ def row_table(result: RowResult, loops: Sequence[str], base: str) -> str:
     """The table of one row."""
     row = result.row
     if isinstance(row, LoopRow) and row.lateness:
-        head, cells = _lateness_cells(result)
+        head, cells = _lateness_cells(result, row.beside, base)
     elif isinstance(row, IdleRow):
         head, cells = _memory_cells(result, base)
     else:
@@ -116,13 +116,23 @@ def row_table(result: RowResult, loops: Sequence[str], base: str) -> str:
     return "\n".join(lines)
 
 
-def _lateness_cells(result: RowResult) -> tuple[list[str], dict[str, list[str]]]:
+def _lateness_cells(
+    result: RowResult, beside: str, base: str
+) -> tuple[list[str], dict[str, list[str]]]:
+    head = ["p50 us late", "p99 us late", "early", "of", "cpu us"]
+    reference = result.windows.get(base)
     cells = {}
     for name, windows in result.windows.items():
         p50, p99, early, samples = stats.lateness(windows)
         cpu = stats.median(windows, "cpu")
         cells[name] = [micro(p50), micro(p99), str(early), str(samples), micro(cpu)]
-    return ["p50 us late", "p99 us late", "early", "of", "cpu us"], cells
+        if beside:
+            against = stats.ratio(windows, reference, "beside") if reference else None
+            cells[name] += [number(stats.median(windows, "beside")), _ratio(against)]
+            cells[name].append(_spread(against))
+    if beside:
+        head += [f"{beside}/s", f"x {base}", "low-high"]
+    return head, cells
 
 
 def _memory_cells(result: RowResult, base: str) -> tuple[list[str], dict[str, list[str]]]:
@@ -201,6 +211,7 @@ def _json_row(result: RowResult, base: str) -> dict[str, object]:
     loops: dict[str, object] = {name: {"failed": why} for name, why in result.failed.items()}
     uncounted = {"uncounted": result.uncounted} if result.uncounted else {}
     lateness = isinstance(row, LoopRow) and row.lateness
+    beside = row.beside if isinstance(row, LoopRow) else ""
     for name, windows in result.windows.items():
         found: dict[str, object] = {
             "median": {metric: stats.median(windows, metric) for metric in stats.METRICS},
@@ -208,6 +219,9 @@ def _json_row(result: RowResult, base: str) -> dict[str, object]:
         if lateness:
             p50, p99, early, samples = stats.lateness(windows)
             found["lateness"] = {"p50": p50, "p99": p99, "early": early, "samples": samples}
+            if beside and base in result.windows:
+                against = stats.ratio(windows, result.windows[base], "beside")
+                found["ratio"] = {"beside": _json_ratio(against)}
         elif base in result.windows:
             found["ratio"] = {
                 metric: _json_ratio(stats.ratio(windows, result.windows[base], metric))
@@ -225,6 +239,7 @@ def _json_row(result: RowResult, base: str) -> dict[str, object]:
         "groups": list(row.groups),
         "loops": loops,
         **({"base": row.base} if row.base else {}),
+        **({"beside": beside} if beside else {}),
         **uncounted,
     }
 

@@ -30,6 +30,10 @@ def _rate(window: Measurement) -> float | None:
     return window["ops"] / window["seconds"] if "seconds" in window else None
 
 
+def _beside(window: Measurement) -> float | None:
+    return window["beside"] / window["seconds"] if "beside" in window else None
+
+
 def _cell(key: str) -> Callable[[Measurement], float | None]:
     def value(window: Measurement) -> float | None:
         found = window.get(key)
@@ -49,6 +53,7 @@ def _busy(key: str) -> Callable[[Measurement], float | None]:
 #: Name to the function that takes it from one window; times in seconds, memory in bytes.
 METRICS: dict[str, Callable[[Measurement], float | None]] = {
     "rate": _rate,
+    "beside": _beside,
     "cpu": _per_op("cpu"),
     "user": _per_op("user"),
     "system": _per_op("system"),

@@ -5,16 +5,22 @@ The kernel wants memory, offset and length aligned to the device's logical block
 read with its surroundings into aligned memory, from which the bytes asked for are taken.  Writes
 have to be aligned in offset and length, since writing the surroundings could undo another's write;
 their memory need not be.
+
+A large write is cut into pieces, several of which are in flight: on the ring, or in kernel AIO on
+epoll.  What kernel AIO cannot do without waiting (a write that makes the file longer, on ext4) is a
+thread's.
 """
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import mmap
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from aiounify._core.file_op import readinto_op, writev_op
 from aiounify.files.binary import BinaryFile
-from aiounify.files.operation import perform
 from aiounify.files.status import statx_of
 
 if TYPE_CHECKING:
@@ -22,6 +28,10 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
+    from aiounify._core.file_op import FileOp
+
+# a large write goes in pieces of so many bytes, of which so many are in flight
+_PIECE, _IN_FLIGHT = 1 << 20, 8
 _KEPT = 64  # aligned buffers that are used again, of one size
 
 
@@ -78,14 +88,18 @@ class DirectFile(BinaryFile):
         memory = self._memory(end - start)
         filled = 0
         while filled < end - start:
-            with memoryview(memory) as view:
-                op = readinto_op(self.fd, view[filled:], start + filled)
-                op.direct = True
-                n = await self._beside(op)
+            rest = memoryview(memory)[filled:] if filled else memory
+            op = readinto_op(self.fd, rest, start + filled)
+            op.direct = True
+            n = await self._beside(op)
             filled += n
             if n % align or not n:
                 break
-        found = memory[offset - start : max(min(offset - start + size, filled), offset - start)]
+        if filled == size == end - start:  # nothing around it was read
+            found = memory[:]
+        else:
+            skip = offset - start
+            found = memory[skip : max(min(skip + size, filled), skip)]
         self._give_back(memory)
         return found
 
@@ -130,18 +144,58 @@ class DirectFile(BinaryFile):
                 view = memoryview(b).cast("B")
                 memory[done : done + len(view)] = view.tobytes()
                 done += len(view)
-            done = 0
-            while done < total:
-                with memoryview(memory) as view:
-                    op = writev_op(self.fd, [view[done:total]], offset + done)
-                    op.direct = True
-                    n = await self._beside(op)
-                done += n
-                if not n or n % self._align:
-                    break
+            self.busy += 1
+            try:
+                done, error = await self._put(memory, total, offset)
+            finally:
+                self._beside_ended()
+            if error is not None:
+                raise error
             return done
         finally:
             self._give_back(memory)
+
+    async def _put(
+        self, memory: mmap.mmap, total: int, offset: int
+    ) -> tuple[int, BaseException | None]:
+        """Write in pieces, several of which are in flight: how many bytes from the start are there,
+        and what is to be raised.
+
+        Each has its place, so the order in which they end does not matter; what stands behind one
+        that failed does not count.  Cancelling waits for those in flight.
+        """
+        piece = max(total, 1) if self._appends else _PIECE
+        flight: deque[tuple[FileOp, int]] = deque()
+        sent = done = 0
+        error: BaseException | None = None
+        going = True
+        gap = False
+        with memoryview(memory) as view:
+            while True:
+                while going and sent < total and len(flight) < _IN_FLIGHT:
+                    size = min(piece, total - sent)
+                    op = writev_op(self.fd, [view[sent : sent + size]], offset + sent)
+                    op.direct = True
+                    self.service.start(op)
+                    flight.append((op, size))
+                    sent += size
+                if not flight:
+                    return done, error
+                op, size = flight[0]
+                try:
+                    if not op.finished:
+                        op.waiter = waiter = self.service.loop.create_future()
+                        await waiter
+                except asyncio.CancelledError as exc:
+                    error, going = exc, False
+                    continue
+                del flight[0]
+                if not gap:
+                    done += max(op.result, 0)
+                    if op.result != size:
+                        gap, going = True, False
+                        if error is None and not done:
+                            error = self._failure(op.result or -errno.EIO)
 
     async def _write_raw(self, data: bytes) -> int:
         await self._alignment()
@@ -150,13 +204,11 @@ class DirectFile(BinaryFile):
             memory = self._memory(max(len(data), 1))
             self._check_aligned(self.position, len(data))
             memory[: len(data)] = data
-            with memoryview(memory) as view:
-                op = writev_op(self.fd, [view[: len(data)]], -1 if self._appends else self.position)
-                result = await perform(self.service, op)
-            if result < 0:
-                raise self._failure(result)
-            self._moved(result)
+            done, error = await self._put(memory, len(data), self.position)
+            self._moved(done)
             self._give_back(memory)
-            return result
+            if error is not None:
+                raise error
+            return done
         finally:
             self._let_go()

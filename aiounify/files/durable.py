@@ -24,7 +24,7 @@ from aiounify.files.operation import failure, service
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-    from aiounify._core.file_calls import FileService
+    from aiounify._core.file_service import FileService
 
 __all__ = ["SyncError", "write_durable"]
 

@@ -16,19 +16,22 @@ import locale
 import os
 import stat
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from aiounify._core.file_op import open_op
+from aiounify._core.page_cache import how_to_read
 from aiounify.files.binary import BinaryFile
-from aiounify.files.operation import failure, perform, service
+from aiounify.files.fileobject import Closing
+from aiounify.files.operation import encoded, failure, perform, service
 from aiounify.files.text import TextFile
 from aiounify.files.threads import finished_in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator
-    from types import TracebackType
 
-    from aiounify._core.file_calls import FileService
+    from aiounify._core.file_op import FileOp
+    from aiounify._core.file_service import FileService
 
 _AT_FDCWD = -100
 _BUFFER = 65536
@@ -36,7 +39,7 @@ _BUFFER = 65536
 _FIRST, _LONGEST = 0.001, 0.025
 
 
-class Opening:
+class Opening(Closing):
     """What open() returns: await it, or use it with `async with`."""
 
     __slots__ = ("_coroutine", "_file")
@@ -63,12 +66,7 @@ class Opening:
         self._file = await self._coroutine
         return self._file
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def _leave(self) -> None:
         await self._file.close()
 
 
@@ -195,6 +193,8 @@ async def _open(
             fifo=stat.S_ISFIFO(kind) and not isinstance(file, int),
         )
         owned = False
+        if stat.S_ISREG(kind):
+            handle.nowait = how_to_read(fd, status.st_dev)
         if regular:
             if isinstance(file, int) or opener is not None:
                 handle.position = os.lseek(fd, 0, os.SEEK_CUR)
@@ -237,6 +237,10 @@ async def _by_opener(opener: Callable[[Any, int], int], file: Any, flags: int) -
     return fd
 
 
+def _close_opened(op: FileOp, _: int) -> None:
+    os.close(op.take_descriptor())
+
+
 async def open_descriptor(
     files: FileService,
     path: Any,
@@ -246,12 +250,10 @@ async def open_descriptor(
     fifo_waits: bool = False,
 ) -> int:
     """A descriptor, close-on-exec, never inherited and never left behind by a cancelled call."""
-    encoded = os.fsencode(path)
-    if b"\0" in encoded:
-        raise ValueError("embedded null byte")
+    name = encoded(path)
     flags |= os.O_CLOEXEC | os.O_NONBLOCK
     if dir_fd is None and not flags & (os.O_CREAT | os.O_TRUNC):
-        fd = files.open_cached(encoded, flags)
+        fd = files.open_cached(name, flags)
         if fd >= 0:
             return fd
         if fd in (-errno.ENOENT, -errno.ENOTDIR, -errno.EISDIR):
@@ -259,9 +261,10 @@ async def open_descriptor(
     where = _AT_FDCWD if dir_fd is None else dir_fd
     pause = _FIRST
     while True:
-        result = await perform(files, open_op(where, encoded, flags, mode), undo=os.close)
+        op = open_op(where, name, flags, mode)
+        result = await perform(files, op, undo=partial(_close_opened, op))
         if result >= 0:
-            return result
+            return op.take_descriptor()
         if result == -errno.EINTR:
             continue
         if result != -errno.ENXIO or not fifo_waits or not await _is_fifo(files, path):

@@ -14,11 +14,12 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from aiounify._core.file_aio import AioContext
-from aiounify._core.file_calls import FileService
+from aiounify._core.file_service import FileService
 from aiounify.executor import submit
 from aiounify.files.threads import running_loop
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 # threads for what may wait for a disk; more of them only queue at the same disk
 _THREADS = 8
+# seconds for which a loop that closes waits for them, as it does for the ring
+_CLOSING = 5.0
 
 
 class _Pool:
@@ -47,7 +50,7 @@ class _Pool:
     def _by_aio(self, op: FileOp) -> bool:
         if self._aio is None and not self._no_aio:
             try:
-                self._aio = AioContext()
+                self._aio = AioContext(self._by_thread, self._loop.call_soon)
             except OSError:
                 self._no_aio = True
             else:
@@ -55,8 +58,10 @@ class _Pool:
         return self._aio is not None and self._aio.submit(op)
 
     def __call__(self, op: FileOp) -> None:
-        if op.direct and self._by_aio(op):
-            return
+        if not (op.direct and self._by_aio(op)):
+            self._by_thread(op)
+
+    def _by_thread(self, op: FileOp) -> None:
         if self._threads is None:
             self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="aiounify-files")
         if submit(self._loop, self._threads, self._work, (op,)) is None:
@@ -73,7 +78,11 @@ class _Pool:
     def close(self) -> None:
         # in a forked child the threads are the parent's, and so are their locks
         if self._threads is not None and not self._loop._forked:
+            # A write that ran later would go to whatever has the descriptor's number then.
             self._threads.shutdown(wait=False)
+            deadline = time.monotonic() + _CLOSING
+            for thread in tuple(self._threads._threads):
+                thread.join(max(0.0, deadline - time.monotonic()))
         if self._aio is not None:
             self._aio.close()
 
@@ -87,6 +96,14 @@ def service() -> FileService:
         found = loop._files = FileService(loop, pool)
         loop._close_with(pool.close)
     return found
+
+
+def encoded(path: Any) -> bytes:
+    """A path as the kernel takes it; ValueError, TypeError as of open()."""
+    name = os.fsencode(path)
+    if b"\0" in name:
+        raise ValueError("embedded null byte")
+    return name
 
 
 def failure(code: int, path: Any = None, other: Any = None) -> OSError:
@@ -119,6 +136,11 @@ async def perform(
 
 async def _end(files: FileService, op: FileOp) -> None:
     files.cancel(op)
+    await finished(files, op)
+
+
+async def finished(files: FileService, op: FileOp) -> None:
+    """Wait for the end of an operation that was asked to end, whatever comes."""
     while not op.finished:
         op.waiter = files.loop.create_future()
         try:

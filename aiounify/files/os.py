@@ -13,9 +13,10 @@ import os as _os
 from typing import TYPE_CHECKING, Any
 
 from aiounify._core.file_op import path_op
+from aiounify._core.file_paths import stat as _ask
 from aiounify.files import handle as _handle
 from aiounify.files import ospath as path
-from aiounify.files.operation import checked, service
+from aiounify.files.operation import checked, encoded, service
 from aiounify.files.status import Statx, as_stat_result, statx_of, statx_path
 from aiounify.files.threads import in_thread
 
@@ -56,19 +57,12 @@ __all__ = [
 ]
 
 
-def _encode(name: Any) -> bytes:
-    encoded = _os.fsencode(name)
-    if b"\0" in encoded:
-        raise ValueError("embedded null byte")
-    return encoded
-
-
 def _at(dir_fd: int | None) -> int:
     return _AT_FDCWD if dir_fd is None else dir_fd
 
 
 async def _call(op: int, name: Any, dir_fd: int | None, length: int, flags: int = 0) -> None:
-    await checked(service(), path_op(op, _at(dir_fd), _encode(name), length, flags), name)
+    await checked(service(), path_op(op, _at(dir_fd), encoded(name), length, flags), name)
 
 
 def stat(
@@ -79,7 +73,8 @@ def stat(
         return fstat(path)
     if dir_fd is not None:
         return _stat_at(path, dir_fd, follow_symlinks)
-    return service().stat(path, _stat_follow if follow_symlinks else _stat_link, follow_symlinks)
+    slow = _stat_follow if follow_symlinks else _stat_link
+    return _ask(service(), path, slow, follow_symlinks)
 
 
 def lstat(path: Any, *, dir_fd: int | None = None) -> Coroutine[Any, Any, _os.stat_result]:
@@ -122,7 +117,7 @@ async def rename(
     src: Any, dst: Any, *, src_dir_fd: int | None = None, dst_dir_fd: int | None = None
 ) -> None:
     """os.rename(); rename(2).  A cancelled call may have happened."""
-    op = path_op(_RENAME, _at(src_dir_fd), _encode(src), _at(dst_dir_fd), 0, _encode(dst))
+    op = path_op(_RENAME, _at(src_dir_fd), encoded(src), _at(dst_dir_fd), 0, encoded(dst))
     await checked(service(), op, src, dst)
 
 
@@ -209,7 +204,7 @@ async def link(
     # os.link() without directories is link(2), which does not follow on Linux
     relative = src_dir_fd is not None or dst_dir_fd is not None
     flags = _AT_SYMLINK_FOLLOW if follow_symlinks and relative else 0
-    op = path_op(_LINK, _at(src_dir_fd), _encode(src), _at(dst_dir_fd), flags, _encode(dst))
+    op = path_op(_LINK, _at(src_dir_fd), encoded(src), _at(dst_dir_fd), flags, encoded(dst))
     await checked(service(), op, src, dst)
 
 
@@ -217,7 +212,7 @@ async def symlink(
     src: Any, dst: Any, target_is_directory: bool = False, *, dir_fd: int | None = None
 ) -> None:
     """os.symlink(); symlink(2)."""
-    op = path_op(_SYMLINK, _at(dir_fd), _encode(src), 0, 0, _encode(dst))
+    op = path_op(_SYMLINK, _at(dir_fd), encoded(src), 0, 0, encoded(dst))
     await checked(service(), op, src, dst)
 
 

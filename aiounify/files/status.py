@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aiounify._core.file_op import statx_op
 from aiounify._kernel_files import ffi, lib
-from aiounify.files.operation import checked
+from aiounify.files.operation import checked, encoded
 
 if TYPE_CHECKING:
-    from aiounify._core.file_calls import FileService
+    from aiounify._core.file_service import FileService
 
 _AT_FDCWD = -100
 
@@ -74,12 +74,9 @@ async def statx_path(
     """statx(2) of a path."""
     space = bytearray(256)
     mask = lib.STATX_BASIC | lib.STATX_BTIME | lib.STATX_MNT_ID | lib.STATX_DIOALIGN
-    encoded = os.fsencode(path)
-    if b"\0" in encoded:
-        raise ValueError("embedded null byte")
     op = statx_op(
         _AT_FDCWD if dir_fd is None else dir_fd,
-        encoded,
+        encoded(path),
         0 if follow else lib.AT_SYMLINK_NOFOLLOW,
         mask,
         space,

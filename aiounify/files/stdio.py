@@ -26,14 +26,13 @@ import os
 import stat
 import sys
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, AnyStr
 
 from aiounify._core.splice import Readiness
+from aiounify.files.fileobject import Lines, ManyLines
 from aiounify.files.threads import in_thread, running_loop
 
 if TYPE_CHECKING:
-    from typing import Self
-
     from typing_extensions import Buffer
 
     from aiounify._core.reactor import Op
@@ -250,33 +249,69 @@ class _Input:
 _input = _Input()
 
 
-class StandardInputBytes(_Standard):
+class _Reader(_Standard, Lines[AnyStr], ManyLines[AnyStr]):
+    """Reading from `_input`; bytes and text differ in what is looked at and handed out."""
+
+    _newline: AnyStr
+
+    if TYPE_CHECKING:
+
+        def _there(self) -> Any:
+            """What was read and not handed out."""
+
+        async def _more(self, fd: int) -> bool:
+            """Add to it; False at the end."""
+
+        def _out(self, n: int) -> AnyStr:
+            """Hand so much of it out."""
+
+    async def read(self, size: int | None = -1) -> AnyStr:
+        """`size` bytes or characters, fewer only at the end; without a size all up to the end."""
+        fd = self._fd()
+        if fd is None:
+            found: AnyStr = await in_thread(self._plain.read, size)
+            return found
+        async with self._lock():
+            wanted = -1 if size is None else size
+            while (wanted < 0 or len(self._there()) < wanted) and await self._more(fd):
+                pass
+            return self._out(len(self._there()) if wanted < 0 else wanted)
+
+    async def readline(self, size: int | None = -1) -> AnyStr:
+        """A line with its end, at most `size` bytes or characters of it; empty at the end."""
+        fd = self._fd()
+        if fd is None:
+            found: AnyStr = await in_thread(self._plain.readline, size)
+            return found
+        limit = -1 if size is None else size
+        async with self._lock():
+            looked = 0
+            while True:
+                end = self._there().find(self._newline, looked) + 1
+                looked = len(self._there())
+                if end and (limit < 0 or end <= limit):
+                    return self._out(end)
+                if 0 <= limit <= looked:
+                    return self._out(limit)
+                if not await self._more(fd):
+                    return self._out(len(self._there()))
+
+
+class StandardInputBytes(_Reader[bytes]):
     """Standard input as bytes."""
 
-    def __aiter__(self) -> Self:
-        return self
+    _newline = b"\n"
 
-    async def __anext__(self) -> bytes:
-        line = await self.readline()
-        if not line:
-            raise StopAsyncIteration
-        return line
+    def _there(self) -> bytearray:
+        return _input.data
+
+    async def _more(self, fd: int) -> bool:
+        return await _input.more(fd)
 
     def _out(self, n: int) -> bytes:
         data = bytes(memoryview(_input.data)[:n])
         del _input.data[:n]
         return data
-
-    async def read(self, size: int | None = -1) -> bytes:
-        """`size` bytes, fewer only at the end; without a size everything up to the end."""
-        fd = self._fd()
-        if fd is None:
-            return bytes(await in_thread(self._plain.read, size))
-        async with self._lock():
-            wanted = -1 if size is None else size
-            while (wanted < 0 or len(_input.data) < wanted) and await _input.more(fd):
-                pass
-            return self._out(len(_input.data) if wanted < 0 else wanted)
 
     async def read1(self, size: int = -1) -> bytes:
         """What is there, `size` bytes at most; waits only if nothing is."""
@@ -295,51 +330,17 @@ class StandardInputBytes(_Standard):
         view[: len(data)] = data
         return len(data)
 
-    async def readline(self, size: int | None = -1) -> bytes:
-        """A line with its end, `size` bytes of it at most; b"" at the end."""
-        fd = self._fd()
-        if fd is None:
-            return bytes(await in_thread(self._plain.readline, size))
-        limit = -1 if size is None else size
-        async with self._lock():
-            looked = 0
-            while True:
-                end = _input.data.find(b"\n", looked) + 1
-                looked = len(_input.data)
-                if end and (limit < 0 or end <= limit):
-                    return self._out(end)
-                if 0 <= limit <= looked:
-                    return self._out(limit)
-                if not await _input.more(fd):
-                    return self._out(looked)
 
-    async def readlines(self, hint: int | None = -1) -> list[bytes]:
-        """The lines up to the end, or until they have `hint` bytes."""
-        lines, size = [], 0
-        async for line in self:
-            lines.append(line)
-            size += len(line)
-            if hint is not None and 0 < hint <= size:
-                break
-        return lines
-
-
-class StandardInput(_Standard):
+class StandardInput(_Reader[str]):
     """Standard input as text, with the encoding that sys.stdin has."""
 
     _is_text = True
+    _newline = "\n"
 
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> str:
-        line = await self.readline()
-        if not line:
-            raise StopAsyncIteration
-        return line
+    def _there(self) -> str:
+        return _input.text
 
     async def _more(self, fd: int) -> bool:
-        """Add to the text; False at the end."""
         found = bool(_input.data) or await _input.more(fd)
         _input.decode(self.encoding, self.errors or "strict", final=not found)
         return found
@@ -347,45 +348,6 @@ class StandardInput(_Standard):
     def _out(self, n: int) -> str:
         text, _input.text = _input.text[:n], _input.text[n:]
         return text
-
-    async def read(self, size: int | None = -1) -> str:
-        """`size` characters, fewer only at the end; without a size everything up to the end."""
-        fd = self._fd()
-        if fd is None:
-            return str(await in_thread(self._plain.read, size))
-        async with self._lock():
-            wanted = -1 if size is None else size
-            while (wanted < 0 or len(_input.text) < wanted) and await self._more(fd):
-                pass
-            return self._out(len(_input.text) if wanted < 0 else wanted)
-
-    async def readline(self, size: int | None = -1) -> str:
-        """A line with its end, `size` characters of it at most; "" at the end."""
-        fd = self._fd()
-        if fd is None:
-            return str(await in_thread(self._plain.readline, size))
-        limit = -1 if size is None else size
-        async with self._lock():
-            looked = 0
-            while True:
-                end = _input.text.find("\n", looked) + 1
-                looked = len(_input.text)
-                if end and (limit < 0 or end <= limit):
-                    return self._out(end)
-                if 0 <= limit <= looked:
-                    return self._out(limit)
-                if not await self._more(fd):
-                    return self._out(len(_input.text))
-
-    async def readlines(self, hint: int | None = -1) -> list[str]:
-        """The lines up to the end, or until they have `hint` characters."""
-        lines, size = [], 0
-        async for line in self:
-            lines.append(line)
-            size += len(line)
-            if hint is not None and 0 < hint <= size:
-                break
-        return lines
 
 
 # -- writing -----------------------------------------------------------------------------------

@@ -26,11 +26,11 @@ import weakref
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from aiounify import files
+from aiounify.files.fileobject import Closing, Lines
 from aiounify.files.threads import finished_in_thread, running_loop
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterable
-    from types import TracebackType
 
 __all__ = ["NamedTemporaryFile", "SpooledTemporaryFile", "TemporaryDirectory", "TemporaryFile"]
 
@@ -38,20 +38,20 @@ _Made = TypeVar("_Made")
 _Entered = TypeVar("_Entered")
 
 
-class _Making(Generic[_Made, _Entered]):
+class _Making(Closing, Generic[_Made, _Entered]):
     """What the functions here return: awaited it is the thing, `async with` closes it behind."""
 
-    __slots__ = ("_enter", "_leave", "_made", "_make")
+    __slots__ = ("_close", "_enter", "_made", "_make")
 
     def __init__(
         self,
         make: Callable[[], Coroutine[Any, Any, _Made]],
         enter: Callable[[_Made], _Entered],
-        leave: Callable[[_Made], Coroutine[Any, Any, object]],
+        close: Callable[[_Made], Coroutine[Any, Any, object]],
     ) -> None:
         self._make = make
         self._enter = enter
-        self._leave = leave
+        self._close = close
         self._made: _Made | None = None
 
     def __await__(self) -> Generator[Any, Any, _Made]:
@@ -61,15 +61,10 @@ class _Making(Generic[_Made, _Entered]):
         made = self._made = await self._make()
         return self._enter(made)
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def _leave(self) -> None:
         made, self._made = self._made, None
         if made is not None:
-            await self._leave(made)
+            await self._close(made)
 
 
 def _itself(made: _Made) -> _Made:
@@ -139,7 +134,7 @@ def _remove(name: str, process: int) -> None:
             os.unlink(name)  # noqa: PTH108 - also while the interpreter ends
 
 
-class NamedFile:
+class NamedFile(Closing):
     """A file handle, and the name that is removed when it is closed."""
 
     def __init__(self, file: Any, name: str, delete: bool, delete_on_close: bool) -> None:
@@ -158,17 +153,6 @@ class NamedFile:
     def __aiter__(self) -> AsyncIterator[Any]:
         lines: AsyncIterator[Any] = self.file.__aiter__()
         return lines
-
-    async def __aenter__(self) -> NamedFile:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self._leave()
 
     async def close(self) -> None:
         """Close it, and remove the name unless that was not wanted."""
@@ -235,7 +219,7 @@ def NamedTemporaryFile(  # noqa: N802 - tempfile's name
 # -- files that are in memory while they are small ------------------------------------------------
 
 
-class SpooledFile:
+class SpooledFile(Lines[Any], Closing):
     """A file in memory, until it is larger than `max_size` or somebody wants its descriptor."""
 
     def __init__(
@@ -260,26 +244,6 @@ class SpooledFile:
     def __repr__(self) -> str:
         where = "in memory" if self._file is None else repr(self._file)
         return f"<{type(self).__name__} {where}>"
-
-    def __aiter__(self) -> SpooledFile:
-        return self
-
-    async def __anext__(self) -> Any:
-        line = await self.readline()
-        if not line:
-            raise StopAsyncIteration
-        return line
-
-    async def __aenter__(self) -> SpooledFile:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.close()
 
     async def rollover(self) -> None:
         """Go on in a file on disk.  Nothing changes if it is cancelled."""

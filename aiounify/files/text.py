@@ -15,15 +15,13 @@ from __future__ import annotations
 import codecs
 import io
 import os
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from aiounify._core.file_calls import TextBase
+from aiounify._core.file_calls import iterated_in_c
+from aiounify._core.file_text import TextBase
+from aiounify.files.fileobject import Closing, InTurn, ManyLines
 
 if TYPE_CHECKING:
-    import asyncio
-    from collections.abc import Iterable
-    from types import TracebackType
-
     from aiounify.files.binary import BinaryFile
 
 _ENDS = ("", "\n", "\r", "\r\n")
@@ -40,7 +38,8 @@ class _Mark(NamedTuple):
     data: bytes
 
 
-class TextFile(TextBase):
+@iterated_in_c
+class TextFile(TextBase, InTurn, ManyLines[str], Closing):
     """A file opened in text mode; made by open()."""
 
     def __init__(
@@ -165,19 +164,6 @@ class TextFile(TextBase):
         if self._decoder is None:
             raise io.UnsupportedOperation("not readable")
 
-    async def _enter(self) -> None:
-        if not self._hold():
-            waiter: asyncio.Future[None] = self._wait()
-            try:
-                await waiter
-            except BaseException:
-                if waiter.done() and not waiter.cancelled():
-                    self._let_go()
-                raise
-        if self.buffer.shut:
-            self._let_go()
-            raise ValueError("I/O operation on closed file.")
-
     async def read(self, size: int | None = -1, /) -> str:
         """Read up to `size` characters, less only at the end of the file; all for -1."""
         self._check_read()
@@ -238,17 +224,6 @@ class TextFile(TextBase):
             raise StopAsyncIteration
         return line
 
-    async def readlines(self, hint: int | None = -1, /) -> list[str]:
-        """All lines that are left; with a positive hint no more than take up so many characters."""
-        lines = []
-        total = 0
-        async for line in self:
-            lines.append(line)
-            total += len(line)
-            if hint is not None and 0 < hint <= total:
-                break
-        return lines
-
     # -- encoding -------------------------------------------------------------------------
 
     def _encode(self, text: str) -> bytes:
@@ -277,11 +252,6 @@ class TextFile(TextBase):
         if self.write_through or (self.line_buffering and (ends or "\r" in text)):
             await self.buffer.flush()
         return len(text)
-
-    async def writelines(self, lines: Iterable[str], /) -> None:
-        """Write each of the lines."""
-        for line in lines:
-            await self.write(line)
 
     async def flush(self) -> None:
         """Hand everything that was written to the kernel."""
@@ -405,14 +375,3 @@ class TextFile(TextBase):
         """The binary handle, which the caller has to close."""
         self.ready = False
         return self.buffer
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.close()

@@ -7,16 +7,21 @@ renamed over it: whoever opens the path sees the old content or the new one, als
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import errno
 import locale
 import os
 import secrets
+import stat
 from io import IncrementalNewlineDecoder
 from typing import TYPE_CHECKING, Any
 
-from aiounify._core.file_op import FileOp
+from aiounify._core.file_op import FileOp, read_op
+from aiounify._core.file_paths import read_bytes as read_at_once
+from aiounify._core.file_whole import WholeRead, start_whole, stop_whole
 from aiounify.files.handle import open as open_file
-from aiounify.files.operation import checked, service
+from aiounify.files.operation import checked, encoded, failure, finished, perform, service
 from aiounify.files.status import statx_path
 
 if TYPE_CHECKING:
@@ -24,16 +29,76 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
+    from aiounify._core.file_service import FileService
+
+# bytes of a file that is read in one operation, at the most
+_ONE_READ = 1 << 30
+# errors of a chain's openat that may be the chain's, and that open(2) has to confirm
+_NOT_TOLD = (-errno.ECANCELED, -errno.EINTR, -errno.EAGAIN, -errno.EINVAL, -errno.EBADF)
+
 
 def read_bytes(path: Any) -> Coroutine[Any, Any, bytes]:
     """The content of a file.  OSError with errno and filename; open(2), read(2)."""
-    return service().read_bytes(path, _read_bytes)
+    return read_at_once(service(), path, _read_bytes)
 
 
-async def _read_bytes(path: Any) -> bytes:
+async def _read_bytes(path: Any, fd: int | None = None, size: int = 0) -> bytes:
+    """read_bytes() where it has to wait.
+
+    `fd` is the file, if it is open already, and is closed here; -1: it has no size to go by.  None:
+    nothing is known of the path.
+    """
+    files = service()
+    if fd is None:
+        return await _read_chain(files, path)
+    data = await _read_descriptor(files, fd, size) if fd >= 0 else None
+    return data if data is not None else await _read_opened(path)
+
+
+async def _read_chain(files: FileService, path: Any) -> bytes:
+    """In one request."""
+    name = encoded(path)
+    op = WholeRead(name)
+    waiter = start_whole(files, op)
+    if waiter is None:
+        return await _read_opened(path)
+    try:
+        await waiter
+    except asyncio.CancelledError:
+        stop_whole(files, op)
+        await finished(files, op)
+        raise
+    if op.whole:
+        return op.take()
+    if op.opened < 0 and op.opened not in _NOT_TOLD:
+        raise failure(op.opened, os.fspath(path))
+    first = op.take() + op.more()
+    if first and (fd := files.open_cached(name, os.O_RDONLY | os.O_NONBLOCK)) >= 0:
+        status = os.fstat(fd)
+        if stat.S_ISREG(status.st_mode) and 0 < status.st_size <= _ONE_READ:
+            data = await _read_descriptor(files, fd, status.st_size)
+            if data is not None:
+                return data
+        else:
+            os.close(fd)
+    return await _read_opened(path, first)
+
+
+async def _read_descriptor(files: FileService, fd: int, size: int) -> bytes | None:
+    """A regular file of so many bytes, closed at the end; None if it has another size by then."""
+    op = read_op(fd, size + 1, 0)
+    try:
+        got = await perform(files, op)
+    finally:
+        os.close(fd)
+    return op.take() if got == size else None
+
+
+async def _read_opened(path: Any, first: bytes = b"") -> bytes:
+    """Operation by operation; `first` was read already, and counts if it cannot be read twice."""
     async with open_file(path, "rb") as file:
         data: bytes = await file.read()
-        return data
+        return data if file.regular else first + data
 
 
 async def read_text(

@@ -92,6 +92,8 @@ class LoopRow(Row):
     batch: int = 1
     #: True for rows whose result is how late a timer is, not how many operations were done.
     lateness: bool = False
+    #: Of a lateness row, what is done beside the timers as fast as it can be: its rate is shown.
+    beside: str = ""
     #: How many operations callgrind counts, in whole batches; 0: none, the work is not the loop's.
     counted: int = 3000
 

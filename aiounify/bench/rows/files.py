@@ -1,8 +1,8 @@
 """Files: what programs do with them, by the library that belongs to the loop.
 
-aiounify.files on aiounify, aiofiles on asyncio and uvloop; `files-turbofile` and `files-urio` are
-columns of other libraries (aiounify/bench/filelibs.py).  All files are in the page cache, except in
-the row of O_DIRECT.
+aiounify.files on aiounify, aiofiles on asyncio and uvloop; columns whose names begin with `files-`
+are other libraries, and the same in C (aiounify/bench/filelibs.py).  All files are in the page
+cache, except in the row of O_DIRECT.
 """
 
 import asyncio
@@ -10,43 +10,26 @@ import importlib
 import mmap
 import os
 import random
-import subprocess
-import sys
-import tempfile
-import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from aiounify.bench.channel import Measurement
-from aiounify.bench.filelibs import library_of
+from aiounify.bench.filelibs import PAGE, files_of, library_of, opened, read_pages
+from aiounify.bench.rows import filefloor
 from aiounify.bench.rows.base import LoopRow, Run
+from aiounify.bench.rows.filefloor import directory_on_disk, file_of_pages, or_c, random_offsets
 
-__all__ = ["ROWS", "directory_on_disk", "files_of"]
+__all__ = ["ROWS"]
 
 _TASKS = 64
-_PAGE = 4096
 _BLOCK = bytes(1 << 16)
 _LINES = 1000
-_TIDY = "import shutil, sys; sys.stdin.read(); shutil.rmtree(sys.argv[1])"
+_TEXT = "".join(f"line {i} of a file of text, not long\n" for i in range(_LINES))
 
 # n operations of one of several tasks
 _Work = Callable[[int], Awaitable[None]]
 
 _kept: list[object] = []
-
-
-def directory_on_disk() -> Path:
-    # Not in /tmp, which may be memory: what is measured is a file system with a page cache.
-    found = tempfile.mkdtemp(dir="/var/tmp", prefix="aiounify-bench-")
-    # A worker does not end in an orderly way; whoever sees its end of the pipe close tidies up.
-    command = [sys.executable, "-S", "-c", _TIDY, found]
-    _kept.append(subprocess.Popen(command, stdin=subprocess.PIPE))
-    return Path(found)
-
-
-def files_of(loop: asyncio.AbstractEventLoop) -> Any:
-    return importlib.import_module(library_of(loop))
 
 
 def _by_tasks(loop: asyncio.AbstractEventLoop, work: _Work, tasks: int) -> Run:
@@ -61,65 +44,31 @@ def _by_tasks(loop: asyncio.AbstractEventLoop, work: _Work, tasks: int) -> Run:
 
 def _random_reads(tasks: int) -> Callable[[asyncio.AbstractEventLoop], Run]:
     def prepare(loop: asyncio.AbstractEventLoop) -> Run:
-        library = files_of(loop)
-        path = directory_on_disk() / "pages"
-        path.write_bytes(os.urandom(1 << 24))
+        path = file_of_pages()
+        offsets = random_offsets()
         chosen = random.Random(1)
-        offsets = [chosen.randrange(1 << 12) * _PAGE for _ in range(4096)]
-
-        async def opened() -> Any:
-            return await library.open(path, "rb")
 
         async def reads(n: int) -> None:
             file = files.pop()
-            start = chosen.randrange(4096)
-            if hasattr(file, "pread"):
-                for i in range(start, start + n):
-                    await file.pread(_PAGE, offsets[i & 4095])
-            elif hasattr(file, "read_at"):
-                for i in range(start, start + n):
-                    await file.read_at(offsets[i & 4095], _PAGE)
-            else:
-                for i in range(start, start + n):
-                    await file.seek(offsets[i & 4095])
-                    await file.read(_PAGE)
+            while n:
+                start = chosen.randrange(4096)
+                some = offsets[start : start + n]
+                await read_pages(file, some)
+                n -= len(some)
             files.append(file)
 
-        files = [loop.run_until_complete(opened()) for _ in range(tasks)]
+        files = [loop.run_until_complete(opened(loop, path)) for _ in range(tasks)]
         _kept.append(files)
         return _by_tasks(loop, reads, tasks)
 
     return prepare
 
 
-def _late(loop: asyncio.AbstractEventLoop) -> Run:
-    """How late a sleeper is while 64 tasks read pages as fast as they can."""
-    read = _random_reads(_TASKS)(loop)
-    late: list[int] = []
-
-    async def sleeps(n: int) -> None:
-        now = time.monotonic_ns
-        for _ in range(n):
-            began = now()
-            await asyncio.sleep(0.001)
-            late.append(now() - began - 1_000_000)
-
-    def run(n: int) -> Measurement:
-        late.clear()
-        sleeper = loop.create_task(sleeps(n))
-        while not sleeper.done():
-            read(_TASKS * 50)
-        return {"lateness_ns": list(late)}
-
-    return run
-
-
 def _direct(loop: asyncio.AbstractEventLoop) -> Run:
     library = files_of(loop)
-    path = str(directory_on_disk() / "pages")
-    Path(path).write_bytes(os.urandom(1 << 24))
+    path = file_of_pages()
     chosen = random.Random(1)
-    offsets = [chosen.randrange(1 << 12) * _PAGE for _ in range(4096)]
+    offsets = random_offsets()
 
     def opener(name: str, flags: int) -> int:
         return os.open(name, flags | os.O_DIRECT)
@@ -134,9 +83,9 @@ def _direct(loop: asyncio.AbstractEventLoop) -> Run:
         start = chosen.randrange(4096)
         if hasattr(file, "pread"):
             for i in range(start, start + n):
-                await file.pread(_PAGE, offsets[i & 4095])
+                await file.pread(PAGE, offsets[i & 4095])
         else:
-            memory = mmap.mmap(-1, _PAGE)
+            memory = mmap.mmap(-1, PAGE)
             for i in range(start, start + n):
                 await file.seek(offsets[i & 4095])
                 await file.readinto(memory)
@@ -172,7 +121,7 @@ def _whole(size: int, tasks: int) -> Callable[[asyncio.AbstractEventLoop], Run]:
 def _opened(loop: asyncio.AbstractEventLoop) -> Run:
     library = files_of(loop)
     path = str(directory_on_disk() / "small")
-    Path(path).write_bytes(os.urandom(_PAGE))
+    Path(path).write_bytes(os.urandom(PAGE))
 
     async def reads(n: int) -> None:
         for _ in range(n):
@@ -208,8 +157,7 @@ def _stat(loop: asyncio.AbstractEventLoop) -> Run:
 def _lines(loop: asyncio.AbstractEventLoop) -> Run:
     library = files_of(loop)
     path = str(directory_on_disk() / "lines")
-    text = "".join(f"line {i} of a file of text, not long\n" for i in range(_LINES))
-    Path(path).write_text(text)
+    Path(path).write_text(_TEXT)
 
     async def iterate(n: int) -> None:
         for _ in range(n // _LINES):
@@ -228,7 +176,9 @@ def _writes(loop: asyncio.AbstractEventLoop) -> Run:
         async with library.open(path, "wb") as file:
             for _ in range(n):
                 await file.write(_BLOCK)
-            await file.flush()
+            # asyncfiles has none, and aiofile's is an fsync
+            if library_of(loop) not in ("asyncfiles", "aiofile"):
+                await file.flush()
 
     return _by_tasks(loop, write, 1)
 
@@ -237,87 +187,82 @@ ROWS = (
     LoopRow(
         "file-page-x1",
         "Random reads of 4 KiB from one file in the page cache, by one task.",
-        ("files",),
+        ("files", "files-c"),
         "read",
-        _random_reads(1),
+        or_c(_random_reads(1), c=filefloor.pages),
     ),
     LoopRow(
         "file-page-x64",
         "Random reads of 4 KiB from one file in the page cache, by 64 tasks with a handle each.",
-        ("files",),
+        ("files", "files-c"),
         "read",
-        _random_reads(_TASKS),
+        or_c(_random_reads(_TASKS), c=filefloor.pages),
         batch=_TASKS,
         counted=6400,
     ),
     LoopRow(
         "file-direct-x64",
         "Random reads of 4 KiB with O_DIRECT, by 64 tasks.",
-        ("files",),
+        ("files", "direct"),
         "read",
-        _direct,
+        or_c(
+            _direct,
+            c_uring=filefloor.direct("direct_ring"),
+            c_aio=filefloor.direct("direct_aio"),
+        ),
         batch=_TASKS,
         counted=640,
     ),
     LoopRow(
-        "file-late-x64",
-        "How late asyncio.sleep(1e-3) returns while 64 tasks read pages from the page cache.",
-        ("files", "lateness"),
-        "sleep",
-        _late,
-        lateness=True,
-        counted=0,
-    ),
-    LoopRow(
         "file-4k-x64",
         "Whole files of 4 KiB: open, read and close, by 64 tasks.",
-        ("files",),
+        ("files", "files-c"),
         "file",
-        _whole(_PAGE, _TASKS),
+        or_c(_whole(PAGE, _TASKS), c=filefloor.whole(PAGE)),
         batch=_TASKS,
         counted=6400,
     ),
     LoopRow(
         "file-1m-x64",
         "Whole files of 1 MiB: open, read and close, by 64 tasks.",
-        ("files",),
+        ("files", "files-c"),
         "file",
-        _whole(1 << 20, _TASKS),
+        or_c(_whole(1 << 20, _TASKS), c=filefloor.whole(1 << 20)),
         batch=_TASKS,
         counted=64,
     ),
     LoopRow(
         "file-open-x64",
         "`async with open()` and read of a file of 4 KiB, by 64 tasks.",
-        ("files",),
+        ("files", "files-c"),
         "file",
-        _opened,
+        or_c(_opened, c=filefloor.whole(PAGE)),
         batch=_TASKS,
         counted=640,
     ),
     LoopRow(
         "file-stat-x64",
         "stat of a path, by 64 tasks.",
-        ("files",),
+        ("files", "files-c"),
         "stat",
-        _stat,
+        or_c(_stat, c=filefloor.stats),
         batch=_TASKS,
         counted=6400,
     ),
     LoopRow(
         "file-lines",
         "`async for` over a text file.",
-        ("files",),
+        ("files", "files-c"),
         "line",
-        _lines,
+        or_c(_lines, c=filefloor.lines(_TEXT)),
         batch=_LINES,
     ),
     LoopRow(
         "file-write-64k",
         "Writes of 64 KiB one after the other to a new file.",
-        ("files",),
+        ("files", "files-c"),
         "write",
-        _writes,
+        or_c(_writes, c=filefloor.writes(_BLOCK)),
         counted=300,
     ),
 )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from aiounify.bench.rows.base import Address, Launch, Program, ToolRow
-from aiounify.bench.rows.files import directory_on_disk
+from aiounify.bench.rows.filefloor import directory_on_disk
 from aiounify.bench.rows.ports import free_port
 
 __all__ = ["ROWS"]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from aiounify.bench.rows.base import Address, HttpRow, Launch, Program
-from aiounify.bench.rows.files import directory_on_disk
+from aiounify.bench.rows.filefloor import directory_on_disk
 from aiounify.bench.rows.ports import free_port
 from aiounify.loop import EventLoop
 

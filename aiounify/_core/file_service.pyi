@@ -1,0 +1,23 @@
+import asyncio
+from collections.abc import Callable
+from typing import Any, final
+
+from aiounify._core.file_op import FileOp
+
+@final
+class FileService:
+    ops: frozenset[int]
+    opens_cached: bool
+    closed: bool
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, in_thread: Callable[[FileOp], object]
+    ) -> None: ...
+    @property
+    def in_thread(self) -> Any: ...
+    @property
+    def loop(self) -> Any: ...
+    @property
+    def uses_ring(self) -> bool: ...
+    def start(self, op: FileOp) -> asyncio.Future[int]: ...
+    def cancel(self, op: FileOp) -> None: ...
+    def open_cached(self, path: bytes, flags: int) -> int: ...
