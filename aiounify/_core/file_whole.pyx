@@ -49,6 +49,7 @@ cdef extern from "uring_abi.h" nogil:
 
 cdef extern from *:
     """
+    #include <errno.h>
     #include <fcntl.h>
     #include <stdint.h>
     #include <sys/stat.h>
@@ -56,8 +57,14 @@ cdef extern from *:
 
     #define PIECE (16 << 20) /* between two looks whether it was cancelled */
 
+    /* Opening a FIFO and closing it again would be seen by its writer. */
     static int whole_open(const char *path)
     {
+        struct stat st;
+        if (stat(path, &st) == 0 && !S_ISREG(st.st_mode)) {
+            errno = EINVAL;
+            return -1;
+        }
         return open64(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
     }
 
