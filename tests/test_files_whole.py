@@ -25,12 +25,13 @@ if TYPE_CHECKING:
 
 ROOM = 130048  # of file_whole.pyx
 FADVISE = 24
+INSTALL = 54
 SLOTS = 128  # of uring.pyx
 
 
-@pytest.fixture(params=["path unknown", "no chain", "thread", "not in memory"])
+@pytest.fixture(params=["path unknown", "no chain", "no descriptor", "thread", "not in memory"])
 async def way(request: pytest.FixtureRequest) -> str:
-    """How a whole file is read; on epoll the first three are a thread."""
+    """How a whole file is read; on epoll the first four are a thread."""
     set_way(str(request.param))
     return str(request.param)
 
@@ -40,6 +41,8 @@ def set_way(way: str) -> None:
     shared.opens_cached = way == "not in memory"
     if way == "no chain":
         shared.ops -= {FADVISE}
+    elif way == "no descriptor":
+        shared.ops -= {INSTALL}
     elif way == "thread":
         shared.ops = frozenset()
 
@@ -151,6 +154,36 @@ async def test_nothing_of_a_fifo_is_lost(tmp_path: Path, way: str) -> None:
             await asyncio.sleep(0.001)
         os.close(hold)
         assert await reading == b"first second"
+
+
+async def test_a_fifo_is_opened_once(tmp_path: Path, way: str) -> None:
+    """A writer that came in by one descriptor would lose what it wrote with the close of that."""
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+
+    def write(number: int) -> None:
+        with path.open("wb", buffering=0) as fifo:  # waits for the reader
+            fifo.write(b"%d" % number)
+
+    for i in range(100):
+        writing = asyncio.create_task(asyncio.to_thread(write, i))
+        await asyncio.sleep(0.0005 * (i % 3))
+        assert await files.read_bytes(path) == b"%d" % i
+        await writing
+    assert not opened(path)
+
+
+async def test_a_fifo_cancelled_at_any_point(tmp_path: Path, way: str) -> None:
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+    for i in range(SLOTS + 10):
+        reading = asyncio.ensure_future(files.read_bytes(path))
+        for _ in range(i % 7):
+            await asyncio.sleep(0.0005 if i % 2 else 0)
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+        assert not opened(path)
 
 
 def test_what_a_terminal_had_is_not_lost(run_program: Callable[..., Any], backend: str) -> None:

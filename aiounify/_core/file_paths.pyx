@@ -241,11 +241,8 @@ cdef object try_whole(FileCall call):
             Py_DECREF(out)
         to_start(fd)  # size_to_read() moved it
         size = regular_size(fd, NULL)
-        if 0 < size <= ONE_READ:
-            call.inner = call.b(call.a, fd, size)
-            fd = -1  # the coroutine's
-        else:
-            call.inner = call.b(call.a, -1, 0)
+        call.inner = call.b(call.a, fd, size if 0 < size <= ONE_READ else -1)
+        fd = -1  # the coroutine's
         return MISS
     finally:
         if fd >= 0:
@@ -276,6 +273,7 @@ def read_bytes(FileService service, path, slow):
     """The content of a file, awaited.
 
     slow(path) is the coroutine for what has to be waited for; slow(path, fd, size) if the path was
-    opened: the descriptor is the coroutine's, or -1 if it is no regular file, empty or very large.
+    opened: the descriptor is the coroutine's, and size -1 if it is no regular file, empty or very
+    large.
     """
     return call_new(WHOLE, service, _paths, path, slow, False)

@@ -9,7 +9,8 @@ The chain, for a path of which nothing is known:
     openat     into a place of the ring's own table of files (Linux 5.19): the read must know the
                descriptor before there is one
     fadvise    does nothing, but fails for a FIFO (ESPIPE) and so ends the chain: reading would
-               take what is in it.  The file is closed by an operation of its own then
+               take what is in it.  It gets a descriptor then (Linux 6.8), to be read like any
+               other: closed and opened anew, it could lose what a writer put into it meanwhile
     read       up to ROOM bytes
     read       a little more: that there is nothing is the end of the file, also in /proc, where sizes
                are 0 and a short read is no end
@@ -24,10 +25,12 @@ Rules:
   in the table is free and the file closed by then.
 * `whole` says that `take()` has all of the file.  If it is False, and there is no error of openat,
   somebody has to read it in the ordinary way: it is longer than ROOM, or no regular file.
+* `take_kept()` is the descriptor to do so with, if there is one.
 * Cancelling asks for the end of each part.  What was opened is closed all the same.
 """
 
 from cpython.object cimport PyObject
+from libc.errno cimport ESPIPE
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from posix.unistd cimport close as c_close
 
@@ -49,7 +52,6 @@ cdef extern from "uring_abi.h" nogil:
 
 cdef extern from *:
     """
-    #include <errno.h>
     #include <fcntl.h>
     #include <stdint.h>
     #include <sys/stat.h>
@@ -57,14 +59,8 @@ cdef extern from *:
 
     #define PIECE (16 << 20) /* between two looks whether it was cancelled */
 
-    /* Opening a FIFO and closing it again would be seen by its writer. */
     static int whole_open(const char *path)
     {
-        struct stat st;
-        if (stat(path, &st) == 0 && !S_ISREG(st.st_mode)) {
-            errno = EINVAL;
-            return -1;
-        }
         return open64(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
     }
 
@@ -92,6 +88,7 @@ cdef enum:
     CLOSE = 19
     READ = 22
     FADVISE = 24
+    INSTALL = 54         # FIXED_FD_INSTALL, Linux 6.8
     PARTS = 5
     ROOM = 130048        # for a file of unknown size; from 128 KiB on malloc maps fresh pages
     THREAD_MOST = 1 << 30  # read by a thread in one job
@@ -101,14 +98,19 @@ cdef enum:
 cdef class WholeRead(FileOp):
     """Read the file at a path (bytes, as the kernel takes it)."""
 
-    cdef ChainPart opening, tail, closing
+    cdef ChainPart opening, advice, tail, closing, installing
     cdef char[64] beyond     # what the second read got
     cdef Reactor reactor     # of the chain
     cdef int slot
     cdef int parts
+    cdef int kept            # the descriptor of what is no regular file, or -1
+    cdef bint broken         # the chain ended before its last part
     cdef readonly int opened     # what openat gave: 0 or more, or a negated errno
     cdef readonly bint whole
     cdef bytes path
+
+    def __cinit__(self, bytes path):
+        self.kept = -1
 
     def __init__(self, bytes path):
         FileOp.__init__(self, READ)
@@ -116,6 +118,10 @@ cdef class WholeRead(FileOp):
         self.slot = -1
         self.opened = -ECANCELED
         self.result = -ECANCELED
+
+    def __dealloc__(self):
+        if self.kept >= 0:
+            c_close(self.kept)  # the loop was closed meanwhile
 
     cdef int make_room(self, Py_ssize_t n) except -1:
         self.out = bytes_new(NULL, n)
@@ -130,7 +136,6 @@ cdef class WholeRead(FileOp):
 
     cdef int chain(self, Reactor reactor) except -1:
         """Submit it; `slot` is ours."""
-        cdef ChainPart advice = self.part(FADVISE, self.slot)
         self.reactor = reactor
         self.make_room(ROOM)
         self.fd = self.slot
@@ -140,10 +145,10 @@ cdef class WholeRead(FileOp):
         self.opening.offset = 0
         self.opening.op_flags = O_NONBLOCK
         self.opening.file_index = self.slot + 1
-        self.opening.linked = advice
-        advice.sqe_flags = IOSQE_FIXED_FILE
-        advice.offset = 0
-        advice.linked = self
+        self.opening.linked = self.advice = self.part(FADVISE, self.slot)
+        self.advice.sqe_flags = IOSQE_FIXED_FILE
+        self.advice.offset = 0
+        self.advice.linked = self
         self.linked = self.tail = self.part(READ, self.slot)
         self.tail.sqe_flags = self.sqe_flags
         self.tail.address = <uint64_t><size_t>self.beyond
@@ -161,23 +166,39 @@ cdef class WholeRead(FileOp):
     cdef int complete(self, int result, uint32_t flags) except -1:
         self.linked = None
         self.result = result
+        self.done = False  # not before all parts are
         return self.part_ended()
 
     cdef int part_ended(self) except -1:
         self.parts += 1
         if self.parts < PARTS:
             return 0
-        self.opened = self.opening.result
-        if self.parts == PARTS and self.opened >= 0 and self.closing.result == -ECANCELED \
-                and not self.reactor.shutting:
-            # The chain ended before its last part.  A ring that closes closes its files.
+        if self.parts == PARTS:
+            self.opened = self.opening.result
+            self.broken = self.opened >= 0 and self.closing.result == -ECANCELED
+        if self.broken and not self.reactor.shutting:  # a ring that closes closes its files
+            if self.installing is None and self.advice.result == -ESPIPE:
+                self.installing = self.part(INSTALL, self.slot)
+                self.installing.sqe_flags = IOSQE_FIXED_FILE
+                self.installing.offset = 0
+                self.reactor.submit(self.installing)
+                return 0
+            self.broken = False
             self.closing = self.close_slot()
             self.reactor.submit(self.closing)
             return 0
+        if self.installing is not None:
+            self.kept = self.installing.result  # or an error, which opening it anew will tell
         self.whole = 0 <= self.result < ROOM and self.tail.result == 0
         self.reactor.free_slot(self.slot)
         self.deliver()
         return 0
+
+    def take_kept(self):
+        """The descriptor of what is no regular file, from now on the caller's; -1 without one."""
+        cdef int fd = self.kept
+        self.kept = -1
+        return fd
 
     def more(self):
         """What came behind take(), of what can be read once only."""
@@ -215,8 +236,11 @@ cdef class WholeRead(FileOp):
                 self.result = -ECANCELED if self.cancel_asked else -errno if n < 0 else <int>done
                 self.whole = self.result >= 0 and n == 0
         finally:
-            with nogil:
-                c_close(fd)
+            if size < 0:
+                self.kept = fd
+            else:
+                with nogil:
+                    c_close(fd)
         return self.result
 
 
@@ -229,7 +253,7 @@ def start_whole(FileService files, WholeRead op):
         files.in_thread(op)
         return waiter
     if not (OPENAT in files.ops and READ in files.ops and CLOSE in files.ops
-            and FADVISE in files.ops):
+            and FADVISE in files.ops and INSTALL in files.ops):
         return None
     op.slot = reactor.take_slot()
     if op.slot < 0:

@@ -94,6 +94,11 @@ def open(
     return Opening(_open(file, mode, buffering, encoding, errors, newline, closefd, opener, direct))
 
 
+def open_again(path: Any, fd: int) -> Opening:
+    """open(path, "rb") with what it would open: a descriptor made with O_NONBLOCK, which is its."""
+    return Opening(_open(path, "rb", -1, None, None, None, True, None, False, opened=fd))
+
+
 def _flags(mode: str) -> tuple[int, bool, bool]:
     """Flags of open(2), whether it reads, whether it writes; ValueError as the builtin's."""
     letters = set(mode)
@@ -127,6 +132,7 @@ async def _open(
     closefd: bool,
     opener: Callable[[Any, int], int] | None,
     direct: bool,
+    opened: int | None = None,
 ) -> Any:
     files = service()
     if not isinstance(file, int):
@@ -162,6 +168,8 @@ async def _open(
         raise ValueError("Cannot use closefd=False with file name")
     elif opener is not None:
         fd = await _by_opener(opener, file, flags)
+    elif opened is not None:
+        fd = opened
     else:
         fd = await open_descriptor(files, file, flags, 0o666, fifo_waits=writes and not reads)
     owned = closefd
@@ -279,4 +287,4 @@ async def _is_fifo(files: FileService, path: Any) -> bool:
     return stat.S_ISFIFO((await statx_path(files, path)).mode)
 
 
-__all__ = ["Opening", "open", "open_descriptor"]
+__all__ = ["Opening", "open", "open_again", "open_descriptor"]

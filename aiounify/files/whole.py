@@ -21,6 +21,7 @@ from aiounify._core.file_op import FileOp, read_op
 from aiounify._core.file_paths import read_bytes as read_at_once
 from aiounify._core.file_whole import WholeRead, start_whole, stop_whole
 from aiounify.files.handle import open as open_file
+from aiounify.files.handle import open_again
 from aiounify.files.operation import checked, encoded, failure, finished, perform, service
 from aiounify.files.status import statx_path
 
@@ -45,13 +46,15 @@ def read_bytes(path: Any) -> Coroutine[Any, Any, bytes]:
 async def _read_bytes(path: Any, fd: int | None = None, size: int = 0) -> bytes:
     """read_bytes() where it has to wait.
 
-    `fd` is the file, if it is open already, and is closed here; -1: it has no size to go by.  None:
-    nothing is known of the path.
+    `fd` is the file, if it is open already, and is closed here; `size` -1: it has none to go by.
+    fd None: nothing is known of the path.
     """
     files = service()
     if fd is None:
         return await _read_chain(files, path)
-    data = await _read_descriptor(files, fd, size) if fd >= 0 else None
+    if size < 0:
+        return await _read_opened(path, fd)
+    data = await _read_descriptor(files, fd, size)
     return data if data is not None else await _read_opened(path)
 
 
@@ -67,9 +70,13 @@ async def _read_chain(files: FileService, path: Any) -> bytes:
     except asyncio.CancelledError:
         stop_whole(files, op)
         await finished(files, op)
+        if (fd := op.take_kept()) >= 0:
+            os.close(fd)
         raise
     if op.whole:
         return op.take()
+    if (fd := op.take_kept()) >= 0:
+        return await _read_opened(path, fd)
     if op.opened < 0 and op.opened not in _NOT_TOLD:
         raise failure(op.opened, os.fspath(path))
     first = op.take() + op.more()
@@ -81,7 +88,7 @@ async def _read_chain(files: FileService, path: Any) -> bytes:
                 return data
         else:
             os.close(fd)
-    return await _read_opened(path, first)
+    return await _read_opened(path, first=first)
 
 
 async def _read_descriptor(files: FileService, fd: int, size: int) -> bytes | None:
@@ -94,9 +101,13 @@ async def _read_descriptor(files: FileService, fd: int, size: int) -> bytes | No
     return op.take() if got == size else None
 
 
-async def _read_opened(path: Any, first: bytes = b"") -> bytes:
-    """Operation by operation; `first` was read already, and counts if it cannot be read twice."""
-    async with open_file(path, "rb") as file:
+async def _read_opened(path: Any, fd: int | None = None, first: bytes = b"") -> bytes:
+    """Operation by operation.
+
+    `fd` is the file, if it is open already: what is in a FIFO is lost when its last descriptor is
+    closed.  `first` was read already, and counts if it cannot be read twice.
+    """
+    async with open_file(path, "rb") if fd is None else open_again(path, fd) as file:
         data: bytes = await file.read()
         return data if file.regular else first + data
 
