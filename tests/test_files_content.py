@@ -245,3 +245,42 @@ async def test_read_all_of_a_file_over_two_gibibytes(tmp_path: Path) -> None:
     with (tmp_path / "f").open("wb") as f:
         f.truncate(size)
     assert len(await files.read_bytes(tmp_path / "f")) == size
+
+
+async def test_a_detached_handle_can_do_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_text("one\ntwo\n")
+    file = await files.open(path, "r+")
+    assert await file.readline() == "one\n"
+    await file.seek(0, os.SEEK_END)
+    await file.write("three\n")
+    buffer = file.detach()
+    for call in (
+        file.read,
+        file.readline,
+        file.tell,
+        file.flush,
+        file.close,
+        file.readable,
+        lambda: file.write("x"),
+        lambda: file.seek(0),
+        file.__anext__,
+    ):
+        with pytest.raises(ValueError, match="detached"):
+            await call()
+    for look in (file.detach, file.fileno, lambda: file.closed):
+        with pytest.raises(ValueError, match="detached"):
+            look()
+    await buffer.seek(0)
+    assert await buffer.read() == b"one\ntwo\nthree\n"
+    await buffer.close()
+
+    with pytest.raises(ValueError, match="detached"):
+        async with files.open(path) as file:
+            buffer = file.detach()
+    assert not buffer.closed
+    await buffer.close()
+    file = await files.open(path)
+    await file.close()
+    with pytest.raises(ValueError, match="closed"):
+        file.detach()

@@ -15,7 +15,7 @@ from __future__ import annotations
 import codecs
 import io
 import os
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
 
 from aiounify._core.file_calls import iterated_in_c
 from aiounify._core.file_text import TextBase
@@ -39,6 +39,16 @@ class _Mark(NamedTuple):
 
 
 @iterated_in_c
+class _Detached:
+    """What a text handle works on once its binary handle was taken away."""
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise ValueError("underlying buffer has been detached")
+
+
+_DETACHED = _Detached()
+
+
 class TextFile(TextBase, InTurn, ManyLines[str], Closing):
     """A file opened in text mode; made by open()."""
 
@@ -372,6 +382,12 @@ class TextFile(TextBase, InTurn, ManyLines[str], Closing):
         await self.buffer.close()
 
     def detach(self) -> BinaryFile:
-        """The binary handle, which the caller has to close."""
+        """The binary handle, which the caller has to close; this one can do nothing any more.
+
+        As with io, `async with` over a detached handle ends in ValueError, for it cannot close.
+        """
+        buffer = self.buffer
+        buffer._check_open()
         self.ready = False
-        return self.buffer
+        self.buffer = cast("BinaryFile", _DETACHED)
+        return buffer
