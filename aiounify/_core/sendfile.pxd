@@ -4,7 +4,7 @@ from aiounify._core.reactor cimport Op
 
 
 cdef enum:
-    CHUNK = 262_144          # bytes given to one system call
+    CHUNK = 1_048_576          # bytes given to one system call
     TURN_NS = 500_000        # after so long the loop has its turn
 
 cdef enum:

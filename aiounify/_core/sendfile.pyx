@@ -5,7 +5,7 @@
 Why it exists: the kernel copies from the page cache to a socket without a detour through
 the program, and does not wait if the socket's buffer is full.  But sendfile() has no flag
 against waiting for the disk, and with a reader that keeps up it goes on until all is sent.
-So it is called for 256 KiB at a time, a step ends after half a millisecond, and before each
+So it is called for a MiB at a time, a step ends after half a millisecond, and before each
 call the loop's thread makes sure that the bytes are in memory.
 
 How it is made sure: `preadv2(RWF_NOWAIT)` (Linux 4.14) of one byte in every 64 KiB, half
@@ -18,7 +18,7 @@ ramfs, hugetlbfs); all others are read ahead always.
 Rules:
 
 * What is left to chance: pages that the kernel drops between the look and the call, or a
-  hole of less than 64 KiB.  Then the thread waits for the disk, for 256 KiB at most.
+  hole of less than 64 KiB.  Then the thread waits for the disk, for a MiB at most.
 * The first step uses the caller's descriptor, and if it does everything no other is made.
   Before anything else can run the descriptor is duplicated, so that a file which is closed
   meanwhile is sent to its end, and never that of another which got the number.
