@@ -105,7 +105,7 @@ _ECHO = (
 
 # Of groups that compare libraries rather than loops, or need many processes or patience.
 _OTHERS = (
-    *("watch-burst", "futex-pingpong", "file-page-x64", "file-4k-x64"),
+    *("watch-burst", "futex-pingpong", "file-page-x64", "file-4k-x64", "file-direct-x64"),
     *("kvstore-set", "proxy-1m", "web-1k", "web-page"),
 )
 
