@@ -73,7 +73,6 @@ cdef class Waker:
 
 
 @cython.final
-@cython.freelist(32)
 cdef class TaskWaker(Waker):
     """Lets the task go on that awaits one source."""
     cdef object wait
@@ -351,7 +350,6 @@ cdef class Arrivals(Source):
 
 
 @cython.final
-@cython.freelist(64)
 cdef class Entry(Waker):
     """One source in a selection."""
     cdef PyObject *selection       # borrowed; NULL once it left
