@@ -15,7 +15,8 @@ import sys
 import time
 from contextlib import suppress
 
-import aiounify
+from forked_loop import start
+
 from aiounify import sync
 
 WORKERS, PLACES, LOST = 3, 6, 2  # LOST places of each are not given back
@@ -67,27 +68,13 @@ async def victim(number):
     await asyncio.gather(some(0), some(1))
 
 
-def start(coroutine, number):
-    pid = os.fork()
-    if pid:
-        return pid
-    status = 1
-    try:
-        aiounify.run(coroutine(number), loop_factory=lambda: aiounify.new_event_loop(backend))
-        status = 0
-    except BaseException as exc:
-        print(f"{type(exc).__name__}: {exc}", file=sys.stderr, flush=True)
-    finally:
-        os._exit(status)
-
-
 dice = random.Random(seed)
-left = {start(worker, i) for i in range(WORKERS)}
+left = {start(backend, worker, i) for i in range(WORKERS)}
 lost, kills, held = [0, 0], 0, 0
 deadline = time.monotonic() + (45 if operations < 10**6 else 2900)
 while left:
     inside[0] = inside[1] = FREE
-    pid = start(victim, kills)
+    pid = start(backend, victim, kills)
     time.sleep(0.01 + dice.random() * 0.03)
     while True:
         os.kill(pid, signal.SIGSTOP)

@@ -17,7 +17,8 @@ import struct
 import sys
 import time
 
-import aiounify
+from forked_loop import start
+
 from aiounify import sync
 
 WORKERS = 4
@@ -171,27 +172,13 @@ async def victim():
     )
 
 
-def start(coroutine, *args):
-    pid = os.fork()
-    if pid:
-        return pid
-    status = 1
-    try:
-        aiounify.run(coroutine(*args), loop_factory=lambda: aiounify.new_event_loop(backend))
-        status = 0
-    except BaseException as exc:
-        print(f"{type(exc).__name__}: {exc}", file=sys.stderr, flush=True)
-    finally:
-        os._exit(status)
-
-
 dice = random.Random(seed)
-workers = [start(worker, i) for i in range(WORKERS)]
+workers = [start(backend, worker, i) for i in range(WORKERS)]
 left, kills, broken = set(workers), 0, 0
 deadline = time.monotonic() + (45 if operations < 10**6 else 2900)
 released = False
 while left:
-    pid = start(victim)
+    pid = start(backend, victim)
     time.sleep(0.05 + dice.random() * 0.2)
     waits = deadly.n_waiting == 1
     os.kill(pid, signal.SIGKILL)

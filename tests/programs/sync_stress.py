@@ -17,7 +17,8 @@ import struct
 import sys
 import time
 
-import aiounify
+from forked_loop import start
+
 from aiounify import sync
 
 WORKERS = 4
@@ -153,26 +154,12 @@ async def victim():
     await asyncio.gather(sending(), taking(), locking(), locking(), locking())
 
 
-def start(coroutine, *args):
-    pid = os.fork()
-    if pid:
-        return pid
-    status = 1
-    try:
-        aiounify.run(coroutine(*args), loop_factory=lambda: aiounify.new_event_loop(backend))
-        status = 0
-    except BaseException as exc:
-        print(f"{type(exc).__name__}: {exc}", file=sys.stderr, flush=True)
-    finally:
-        os._exit(status)
-
-
 dice = random.Random(seed)
-workers = [start(worker, i, n) for i in range(WORKERS)]
+workers = [start(backend, worker, i, n) for i in range(WORKERS)]
 kills, ended = 1, 0  # the last victim is killed at the end
 last = [-1] * WORKERS
 seen = [set() for _ in range(WORKERS)]
-pid, due = start(victim), 0.0
+pid, due = start(backend, victim), 0.0
 deadline = time.monotonic() + (45 if operations < 10**6 else 2900)
 while ended < WORKERS:
     try:
@@ -190,7 +177,7 @@ while ended < WORKERS:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         kills += 1
-        pid, due = start(victim), time.monotonic() + 0.02 + dice.random() * 0.08
+        pid, due = start(backend, victim), time.monotonic() + 0.02 + dice.random() * 0.08
 os.kill(pid, signal.SIGKILL)
 os.waitpid(pid, 0)
 for _ in range(WORKERS):
